@@ -1,0 +1,42 @@
+# The two commands that matter: `make run` and `make test`. Both install first, into .venv/.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := tensorboard,wandb,gpu,dev
+
+# Asked for only when something is installed: each candidate must really start, because a
+# pyenv shim named python3.11 exists even where no such Python does.
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint format
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
+
+install: $(STAMP)  ## create .venv/ and install everything, pinned; quick the second time
+
+# The stamp comes last, so an interrupted install is done again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		test -n "$(PYTHON)" || { echo "no Python >= 3.11 found; name one: make install PYTHON=..." >&2; exit 1; }; \
+		$(PYTHON) -m venv --clear $(VENV); }
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+run: install  ## train Pong and Breakout for about three minutes
+	$(BIN)/rl-cluster train experiments/atari_quickstart.yaml
+
+test: lint  ## lint, types and all tests
+	$(BIN)/python -m pytest
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

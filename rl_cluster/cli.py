@@ -1,0 +1,257 @@
+"""The command line: thin; each command reads its arguments, calls one function, prints.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted with everything saved.
+Invariant: with `--json` a command prints one JSON object and nothing else on standard output. Heavy
+imports happen inside commands, after the signal handlers are in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl_cluster.signals import StopFlag
+
+if TYPE_CHECKING:
+    from rl_cluster.config import RunConfig
+    from rl_cluster.preparation import PreparedRun
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    arguments = _parser().parse_args(argv)
+    stop = StopFlag()
+    if arguments.command == "train":
+        stop.install()
+        return _train(arguments, stop)
+    commands = {
+        "status": _status,
+        "pause": _steer,
+        "resume": _steer,
+        "stop": _steer,
+        "evaluate": _evaluate,
+        "report": _report,
+        "doctor": _doctor,
+    }
+    try:
+        return commands[arguments.command](arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rl-cluster", description="Continuous actor/learner reinforcement learning on Ray."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train what a configuration names")
+    _add_configuration(train)
+    train.add_argument("--run", type=Path, metavar="DIR", help="run directory (runs/NAME-TIME)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --run")
+
+    status = commands.add_parser("status", help="show a run, live or past")
+    status.add_argument("run", type=Path, metavar="RUN")
+    status.add_argument("--json", action="store_true", help="print summary.json's object")
+    status.add_argument("--watch", action="store_true", help="go on showing until it ends")
+
+    for name, text in (
+        ("pause", "let a live run, or one of its tasks, rest"),
+        ("resume", "let it go on"),
+        ("stop", "save everything and end a live run"),
+    ):
+        steer = commands.add_parser(name, help=text)
+        steer.add_argument("run", type=Path, metavar="RUN")
+        if name != "stop":
+            steer.add_argument("task", nargs="?", metavar="TASK", help="one task (all of them)")
+
+    evaluate = commands.add_parser("evaluate", help="play whole games with a checkpoint")
+    evaluate.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
+    evaluate.add_argument("--episodes", type=int, metavar="N", help="games per task")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+
+    report = commands.add_parser("report", help="write report.html for a run")
+    report.add_argument("run", type=Path, metavar="RUN")
+
+    doctor = commands.add_parser("doctor", help="check this machine, and say what would run")
+    _add_configuration(doctor, optional=True)
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_configuration(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", nargs="?" if optional else None)
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="A.B=VALUE",
+        help="override settings, such as max_seconds=60",
+    )
+
+
+def _train(arguments: argparse.Namespace, stop: StopFlag) -> int:
+    from rl_cluster.config import ConfigError, load
+    from rl_cluster.preparation import prepare
+    from rl_cluster.run_directory import RunDirectory, RunDirectoryError
+    from rl_cluster.supervision.admission import AdmissionError
+
+    if arguments.resume and arguments.run is None:
+        return _complain("--resume needs --run: which run?", WRONG_USAGE)
+    named = Path("runs") / f"{arguments.config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = RunDirectory(arguments.run or named)
+    try:
+        config = load(arguments.config, arguments.overrides)
+        prepared = prepare(config)
+        directory.take(arguments.resume)
+    except (ConfigError, RunDirectoryError) as error:
+        return _complain(str(error), WRONG_USAGE)
+    except AdmissionError as error:
+        return _complain(str(error), FAILED)
+    if stop:
+        directory.release()
+        return INTERRUPTED
+    return _run(config, prepared, directory, stop)
+
+
+def _run(
+    config: RunConfig, prepared: PreparedRun, directory: RunDirectory, stop: StopFlag
+) -> int:
+    from rl_cluster.checkpoint import CheckpointError
+    from rl_cluster.cluster.training import RunFailed, train
+    from rl_cluster.telemetry.display import Display
+    from rl_cluster.telemetry.report import write_report
+
+    _announce(prepared, directory.path)
+    with Display() as display:
+        try:
+            summary = train(config, prepared, directory, stop, display.update)
+        except (RunFailed, CheckpointError) as error:
+            return _complain(str(error), FAILED)
+        display.finish(summary, [f"report: {write_report(directory.path)}"])
+    codes = {"completed": DONE, "interrupted": INTERRUPTED}
+    return codes.get(summary["state"], FAILED)
+
+
+def _announce(prepared: PreparedRun, run_dir: Path) -> None:
+    print(f"run directory: {run_dir}")
+    admission = prepared.admission
+    print(
+        f"admitted: {admission.object_store_bytes / 1e9:.2f} GB of object store, "
+        f"{admission.host_bytes / 1e9:.2f} GB in all"
+    )
+    for demand in prepared.demands:
+        print(f"{demand.name}: replay of {demand.blocks:,} blocks × {demand.block_bytes:,} bytes")
+    for row in prepared.effective.differences:
+        print(f"{row.name}: {row.requested!r} -> {row.effective!r} ({row.reason})")
+    sys.stdout.flush()
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from rl_cluster.telemetry.display import Display
+    from rl_cluster.telemetry.summary import SummaryError, is_stale, read_summary
+
+    try:
+        summary = read_summary(arguments.run)
+        if arguments.json:
+            print(json.dumps(summary))
+            return DONE
+        with Display(line_period_s=0.0) as display:
+            while arguments.watch and summary["state"] == "running":
+                display.update(summary)
+                time.sleep(1.0)
+                summary = read_summary(arguments.run)
+                if is_stale(summary, time.time()):
+                    break
+            display.finish(summary, _stale_note(is_stale(summary, time.time()), arguments.run))
+    except (FileNotFoundError, SummaryError) as error:
+        return _complain(str(error), FAILED)
+    return DONE
+
+
+def _stale_note(stale: bool, run: Path) -> list[str]:
+    text = "nothing was heard of it for a minute: it died, or its machine hangs. To go on:"
+    return [f"{text} rl-cluster train CONFIG --run {run} --resume"] if stale else []
+
+
+def _steer(arguments: argparse.Namespace) -> int:
+    from ray.exceptions import RayError
+
+    from rl_cluster.cluster.handle import attach
+    from rl_cluster.run_directory import RunDirectoryError
+
+    try:
+        handle = attach(arguments.run)
+        if arguments.command == "stop":
+            handle.stop()
+        else:
+            getattr(handle, arguments.command)(arguments.task)
+    except (RunDirectoryError, ConnectionError, ValueError, RayError) as error:
+        return _complain(str(error), FAILED)
+    return DONE
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from rl_cluster.checkpoint import CheckpointError
+    from rl_cluster.config import ConfigError
+    from rl_cluster.offline_evaluation import evaluate_path
+
+    try:
+        results = evaluate_path(arguments.path, arguments.episodes)
+    except (CheckpointError, ConfigError, FileNotFoundError, ValueError) as error:
+        return _complain(str(error), FAILED)
+    if arguments.json:
+        print(json.dumps(results))
+        return DONE
+    for task, result in results.items():
+        human = result["human_normalized"]
+        print(
+            f"{task}: mean return {result['mean_return']:.2f} ± {result['std_return']:.2f} over "
+            f"{result['episodes']} games (random {result['random_mean_return']:.2f}"
+            + (f", human-normalized {human:.3f})" if human is not None else ")")
+        )
+    return DONE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from rl_cluster.telemetry.report import write_report
+
+    try:
+        print(write_report(arguments.run))
+    except (FileNotFoundError, ValueError) as error:
+        return _complain(str(error), FAILED)
+    return DONE
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from rl_cluster import doctor
+    from rl_cluster.config import ConfigError, load
+    from rl_cluster.preparation import what_would_run
+    from rl_cluster.supervision.admission import AdmissionError
+
+    try:
+        rows = (
+            what_would_run(load(arguments.config, arguments.overrides)) if arguments.config else []
+        )
+    except (ConfigError, AdmissionError) as error:
+        return _complain(str(error), WRONG_USAGE)
+    return doctor.report(
+        doctor.diagnose(), [doctor.Setting(*row) for row in rows], as_json=arguments.json
+    )
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"rl-cluster: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Shell of the evaluator: takes a checkpoint, plays whole games with it, says how good it is.
+
+Invariant: what is evaluated is a checkpoint on disk, so the best evaluation names exactly the
+parameters that earned it. Evaluation yields the cores to training.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+import torch
+from ray.exceptions import RayError
+
+from rl_cluster.checkpoint import CheckpointStore
+from rl_cluster.cluster.messages import (
+    Candidate,
+    EvaluatorStatus,
+    RunClock,
+    notice,
+)
+from rl_cluster.cluster.names import learner_name
+from rl_cluster.config import TaskConfig
+from rl_cluster.environments import EnvironmentSpec
+from rl_cluster.evaluation import (
+    Best,
+    Evaluation,
+    GameResults,
+    append_evaluation,
+    improves,
+    is_worse_than_random,
+    read_evaluations,
+)
+from rl_cluster.evaluator import Evaluator
+
+_NICENESS = 10
+_LEARNER_TIMEOUT_S = 60.0
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=2)
+class EvaluatorActor:
+    """Evaluator of one task."""
+
+    def __init__(
+        self, task: str, config: TaskConfig, spec: EnvironmentSpec, task_dir: str, clock: RunClock
+    ) -> None:
+        os.nice(_NICENESS)
+        torch.set_num_threads(1)
+        self._task, self._config, self._spec = task, config, spec
+        self._dir, self._clock = Path(task_dir), clock
+        self._evaluator = Evaluator(config, spec)
+        earlier = read_evaluations(self._dir / "evaluations.jsonl")
+        self._newest = earlier[-1] if earlier else None
+        self._best = _best_of(earlier)
+        self._notices: list[dict[str, str]] = []
+
+    def run(self) -> None:
+        """Evaluate, wait for the rest of the period, and so on, for ever."""
+        random = self._evaluator.random_baseline()
+        evaluated_step = -1
+        while True:
+            start_s = time.monotonic()
+            candidate = self._ask_learner()
+            if candidate is not None and candidate.step != evaluated_step:
+                self._evaluate(candidate, random)
+                evaluated_step = candidate.step
+            rest_s = self._config.evaluation.period_s - (time.monotonic() - start_s)
+            time.sleep(max(1.0, rest_s))
+
+    def status(self) -> EvaluatorStatus:
+        """The newest evaluation and the best."""
+        notices, self._notices = tuple(self._notices), []
+        return EvaluatorStatus(self._newest, self._best, notices)
+
+    def _evaluate(self, candidate: Candidate, random: GameResults) -> None:
+        checkpoint = CheckpointStore.load(candidate.path)
+        evaluation, recorder = self._evaluator.evaluate(checkpoint, random, self._clock.wall_s())
+        append_evaluation(self._dir / "evaluations.jsonl", evaluation)
+        self._newest = evaluation
+        if is_worse_than_random(evaluation):
+            cause = (
+                f"mean return {evaluation.mean_return:.2f} over {evaluation.episodes} games; the "
+                f"random policy has {evaluation.random_mean_return:.2f}"
+            )
+            self._notices.append(notice("worse_than_random", cause, "training goes on"))
+        known = [best for best in (self._best, candidate.best) if best is not None]
+        best = max(known, key=lambda b: b.mean_return, default=None)
+        improved = improves(best, evaluation)
+        self._best = Best(evaluation.mean_return, candidate.step) if improved else best
+        if recorder is not None:
+            recorder.save(self._dir / "videos" / "newest.gif")
+            if improved:
+                recorder.save(self._dir / "videos" / "best.gif")
+        self._tell_learner(candidate.step, self._best if improved else None)
+
+    def _ask_learner(self) -> Candidate | None:
+        """A checkpoint to evaluate; None while there is no learner to ask."""
+        return self._with_learner(
+            lambda learner: ray.get(learner.candidate.remote(), timeout=_LEARNER_TIMEOUT_S)
+        )
+
+    def _tell_learner(self, step: int, best: Best | None) -> None:
+        self._with_learner(
+            lambda learner: ray.get(
+                learner.evaluated.remote(step, best), timeout=_LEARNER_TIMEOUT_S
+            )
+        )
+
+    def _with_learner(
+        self, call: Callable[[ray.actor.ActorHandle], Candidate | None]
+    ) -> Candidate | None:
+        try:
+            return call(ray.get_actor(learner_name(self._task)))
+        except (ValueError, RayError) as error:  # ValueError: no actor of that name now
+            self._notices.append(notice("learner_silent", str(error), "evaluation waits"))
+            return None
+
+
+def _best_of(evaluations: list[Evaluation]) -> Best | None:
+    best = max(evaluations, key=lambda e: e.mean_return, default=None)
+    return None if best is None else Best(best.mean_return, best.learner_updates)
+

@@ -1,0 +1,40 @@
+"""Figures of the host and of Ray's object store, as the supervisor's process sees them.
+
+Invariant: reading them never disturbs a run; a process that ends while it is read counts as nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+import ray
+from ray._private.internal_api import node_stats
+
+
+def object_store_bytes() -> int:
+    """Bytes in use in this node's object store."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False).store_stats
+    return int(stats.object_store_bytes_used)
+
+
+def run_memory_bytes() -> int:
+    """Memory of Ray's processes and all workers on this node, the object store left out."""
+    raylet = psutil.Process(os.getppid())
+    return sum(_private_bytes(process) for process in [raylet, *raylet.children(recursive=True)])
+
+
+def host_memory_used_bytes() -> int:
+    """Memory in use on the host by everybody."""
+    memory = psutil.virtual_memory()
+    return int(memory.total - memory.available)
+
+
+def _private_bytes(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_info()
+    except psutil.NoSuchProcess:
+        return 0
+    return int(memory.rss - memory.shared)

@@ -1,0 +1,249 @@
+"""Shell of the learner: the loop, what a person may ask of it, checkpoints, publication.
+
+Invariant: everything that reads or changes the learner from outside happens between two steps, on the
+loop's own thread. The loop never waits for anyone: no batch means a short wait and another look.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+import torch
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from rl_cluster.checkpoint import CheckpointError, CheckpointStore
+from rl_cluster.cluster.messages import Candidate, LearnerStatus, notice
+from rl_cluster.cluster.replay_client import ReplayClient
+from rl_cluster.config import TaskConfig
+from rl_cluster.environments import EnvironmentSpec
+from rl_cluster.evaluation import Best
+from rl_cluster.learner import Learner, StepReport, build_agent, checkpoint_schema
+from rl_cluster.replay.gather import Batch
+from rl_cluster.replay.transitions import TransitionRule
+
+_Answer = TypeVar("_Answer")
+_COMMAND_TIMEOUT_S = 60.0
+_REPLAY_STATE_TIMEOUT_S = 2.0
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=8)
+class LearnerActor:
+    """Learner of one task."""
+
+    def __init__(
+        self,
+        task: str,
+        config: TaskConfig,
+        spec: EnvironmentSpec,
+        task_dir: str,
+        seed: int,
+        replay: ActorHandle,
+        weights: ActorHandle,
+        tracker_id: str,
+        reply_timeout_s: float,
+    ) -> None:
+        torch.set_num_threads(config.learner.threads)
+        torch.manual_seed(seed)
+        self._task, self._config = task, config
+        self._replay, self._weights, self._tracker_id = replay, weights, tracker_id
+        device = torch.device(config.learner.device)
+        self._learner = Learner(
+            build_agent(config.agent, config.learner, spec, device),
+            device,
+            config.learner.publish_period,
+            self._publish,
+            checkpoint_schema(config.agent, spec),
+        )
+        agent = config.agent
+        rule = TransitionRule(agent.frame_stack, agent.n_step, agent.discount, agent.reward_clip)
+        self._source = ReplayClient(
+            replay, rule, lambda: self._learner.counters, reply_timeout_s
+        )
+        self._store = CheckpointStore(Path(task_dir) / "checkpoints", config.checkpoint.keep)
+        self._commands: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
+        self._notices: list[dict[str, str]] = []
+        self._replay_state: dict[str, Any] | None = None
+        self._best: Best | None = None
+        self._newest: StepReport | None = None
+        self._paused, self._stopping = False, False
+        self._waited_s, self._waited_since_s = 0.0, time.monotonic()
+        self._publish_ms: float | None = None
+        self._checkpoint_s: float | None = None
+        self._saved_at_s = time.monotonic()
+        self._restore()
+
+    def run(self) -> None:
+        """Learn until `stop`."""
+        ray.get(self._replay.attach.remote(self._replay_state))
+        self._save()
+        self._learner.publish()
+        self._source.start()
+        while not self._stopping:
+            self._obey()
+            self._advance()
+        self._source.close()
+
+    def status(self) -> LearnerStatus:
+        """Figures of the newest step, and totals; does not wait for the loop."""
+        now_s = time.monotonic()
+        share = self._waited_s / max(1e-9, now_s - self._waited_since_s)
+        self._waited_s, self._waited_since_s = 0.0, now_s
+        notices, self._notices = tuple(self._notices), []
+        newest = self._newest
+        td_errors = None if newest is None else newest.td_errors
+        return LearnerStatus(
+            **asdict(self._learner.counters),
+            paused=self._paused,
+            loss=_finite(newest and newest.loss),
+            td_error_abs_mean=None if td_errors is None else float(np.abs(td_errors).mean()),
+            q_mean=_finite(newest and newest.q_mean),
+            gradient_norm=_finite(newest and newest.gradient_norm),
+            learning_rate=_finite(newest and newest.learning_rate),
+            wait_share=min(1.0, share),
+            publish_ms=self._publish_ms,
+            checkpoint_s=self._checkpoint_s,
+            notices=notices,
+        )
+
+    def pause(self) -> None:
+        """Take no further step until `resume`."""
+        self._between_steps(lambda: setattr(self, "_paused", True))
+
+    def resume(self) -> None:
+        """Go on learning."""
+        self._between_steps(lambda: setattr(self, "_paused", False))
+
+    def checkpoint(self) -> str | None:
+        """Save now; return the checkpoint's path, None where saving failed (an incident says why)."""
+        path = self._between_steps(self._save)
+        return None if path is None else str(path)
+
+    def candidate(self) -> Candidate | None:
+        """Save now and keep that checkpoint until it is evaluated."""
+        return self._between_steps(self._save_candidate)
+
+    def evaluated(self, step: int, best: Best | None) -> None:
+        """Hear of an evaluation; `best` is given where checkpoint `step` is the new best."""
+        self._between_steps(lambda: self._take_evaluation(step, best))
+
+    def stop(self) -> LearnerStatus:
+        """Save and leave the loop; what is published stays."""
+
+        def leave() -> None:
+            self._save()
+            self._stopping = True
+
+        self._between_steps(leave)
+        return self.status()
+
+    def _advance(self) -> None:
+        if self._paused:
+            time.sleep(0.01)
+            return
+        start_s = time.monotonic()
+        batch = self._source.next(timeout_s=0.05)
+        self._waited_s += time.monotonic() - start_s
+        if batch is not None:
+            self._step(batch)
+        if time.monotonic() - self._saved_at_s >= self._config.checkpoint.period_s:
+            self._save()
+
+    def _step(self, batch: Batch) -> None:
+        report = self._learner.step(batch)
+        if report.td_errors is None:
+            cause = f"{report.skipped_because}; blocks of {', '.join(report.skipped_sources)}"
+            self._notices.append(notice("batch_skipped", cause, "skipped", report.learning_rate))
+            return
+        self._newest = report
+        self._source.report(batch.sample, report.td_errors)
+
+    def _publish(self, version: int, flat: np.ndarray) -> None:
+        start_s = time.monotonic()
+        ref: ObjectRef = ray.put(flat)
+        self._weights.publish.remote(self._task, version, [ref])
+        self._publish_ms = 1e3 * (time.monotonic() - start_s)
+
+    def _restore(self) -> None:
+        """Continue from the newest whole checkpoint, above every version that was ever published."""
+        loaded = self._store.load_latest(self._learner.schema)
+        if loaded is not None:
+            self._learner.restore(loaded.checkpoint)
+            state = loaded.checkpoint.state
+            self._replay_state = state["replay"]
+            self._best = Best(**state["best"]) if state["best"] else None
+            self._tracker_id = state["tracker_id"]
+            self._notices += [
+                notice("checkpoint_refused", str(error), f"used {loaded.path.name}")
+                for error in loaded.refused
+            ]
+        counters = self._learner.counters
+        published: int = ray.get(self._weights.version.remote(self._task))
+        counters.policy_version = max(counters.policy_version, published)
+
+    def _save(self) -> Path | None:
+        start_s = self._saved_at_s = time.monotonic()
+        extra = {
+            "replay": self._newest_replay_state(),
+            "best": asdict(self._best) if self._best else None,
+            "tracker_id": self._tracker_id,
+        }
+        try:
+            path = self._store.save(self._learner.checkpoint(extra))
+        except CheckpointError as error:
+            self._notices.append(notice("checkpoint_failed", str(error), "training goes on"))
+            return None
+        self._checkpoint_s = time.monotonic() - start_s
+        return path
+
+    def _save_candidate(self) -> Candidate | None:
+        path = self._save()
+        if path is None:
+            return None
+        step = self._learner.counters.updates
+        self._store.mark_candidate(step)
+        return Candidate(str(path), step, self._best)
+
+    def _take_evaluation(self, step: int, best: Best | None) -> None:
+        if best is not None:
+            self._best = best
+            self._store.mark_best(step)
+
+    def _newest_replay_state(self) -> dict[str, Any] | None:
+        """The replay's state, or the last one known where it does not answer in time."""
+        try:
+            self._replay_state = ray.get(
+                self._replay.state.remote(), timeout=_REPLAY_STATE_TIMEOUT_S
+            )
+        except RayError as error:
+            self._notices.append(
+                notice("replay_silent", str(error), "saved with its last known state")
+            )
+        return self._replay_state
+
+    def _between_steps(self, command: Callable[[], _Answer]) -> _Answer:
+        future: Future[_Answer] = Future()
+        self._commands.put((command, future))
+        return future.result(timeout=_COMMAND_TIMEOUT_S)
+
+    def _obey(self) -> None:
+        while not self._commands.empty():
+            command, future = self._commands.get()
+            try:
+                future.set_result(command())
+            except Exception as error:  # thread boundary: raised again in the caller's thread
+                future.set_exception(error)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,143 @@
+"""What travels between actors: plain records, so that both ends agree by type.
+
+Invariant: a record holds numbers, numpy arrays and object references only; observations travel as
+blocks in the object store and never inside a record.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ray import ObjectRef
+
+from rl_cluster.evaluation import Best, Evaluation
+from rl_cluster.replay.index import Sample
+
+BlockRef = ObjectRef
+"""Reference to a `Block`, owned by the replay actor that called for it."""
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """The learner's call: what it has, what it found, what it wants."""
+
+    known_block_id: int
+    """Newest block that it has been told of; -1: none."""
+    policy_version: int
+    """Newest version that it has published."""
+    learner_updates: int
+    batches: int
+    td_errors: tuple[tuple[Sample, np.ndarray], ...]
+    """Results of earlier samples, for their priorities."""
+
+
+@dataclass(frozen=True)
+class SampleReply:
+    """The replay's answer."""
+
+    samples: tuple[Sample, ...]
+    """As many as the ratio allows now, at most as many as asked for."""
+    new_blocks: tuple[tuple[int, BlockRef], ...]
+    """Blocks above `known_block_id`."""
+    oldest_block_id: int
+    """Blocks below it are gone: let go of their views."""
+    env_steps: int
+
+
+@dataclass(frozen=True)
+class ReplayStatus:
+    """What the replay actor reports."""
+
+    env_steps: int
+    transitions: int
+    nbytes: int
+    fill: float
+    warm: bool
+    samples_per_insert: float | None
+    policy_lag: tuple[float | None, float | None]
+    """p50 and p95, versions."""
+    replay_age: tuple[float | None, float | None]
+    """p50 and p95, environment steps."""
+    importance_exponent: float
+    epsilon_mean: float | None
+    returns: tuple[float, ...]
+    """True returns of the last 20 whole games."""
+    episode_length_mean: float | None
+    episodes: int
+    rollout_wait_share: float
+    failed_rollouts: dict[str, str] = field(default_factory=dict)
+    """Name to cause, of rollouts whose calls fail."""
+
+
+@dataclass(frozen=True)
+class LearnerStatus:
+    """What the learner reports."""
+
+    updates: int
+    samples: int
+    skipped_batches: int
+    policy_version: int
+    paused: bool
+    loss: float | None
+    td_error_abs_mean: float | None
+    q_mean: float | None
+    gradient_norm: float | None
+    learning_rate: float | None
+    wait_share: float
+    publish_ms: float | None
+    checkpoint_s: float | None
+    notices: tuple[dict[str, str], ...] = ()
+    """Incidents since the last report: kind, cause, action, detail."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint kept for evaluation."""
+
+    path: str
+    step: int
+    best: Best | None
+    """Best evaluation that the learner knows of."""
+
+
+@dataclass(frozen=True)
+class EvaluatorStatus:
+    """What the evaluator reports."""
+
+    evaluation: Evaluation | None
+    best: Best | None
+    notices: tuple[dict[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunClock:
+    """Time at work, over all sessions of a run."""
+
+    started_s: float
+    """Unix time at which this session began."""
+    before_s: float
+    """Seconds at work in earlier sessions."""
+
+    def session_s(self) -> float:
+        """Seconds of this session."""
+        return time.time() - self.started_s
+
+    def wall_s(self) -> float:
+        """Seconds of all sessions."""
+        return self.before_s + self.session_s()
+
+
+def percentiles(values: np.ndarray) -> tuple[float | None, float | None]:
+    """p50 and p95 of (k,) values; None where there are none."""
+    if not len(values):
+        return None, None
+    p50, p95 = np.percentile(values, (50, 95))
+    return float(p50), float(p95)
+
+
+def notice(kind: str, cause: str, action: str, detail: Any = "") -> dict[str, str]:
+    """An incident as its worker words it; the supervisor adds time, task and name."""
+    return {"kind": kind, "cause": cause, "action": action, "detail": str(detail)}

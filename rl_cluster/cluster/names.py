@@ -1,0 +1,26 @@
+"""Names of actors, as people read them in Ray's dashboard and in incidents."""
+
+from __future__ import annotations
+
+SUPERVISOR = "supervisor"
+WEIGHTS = "weights"
+
+
+def replay_name(task: str) -> str:
+    """Name of a task's replay."""
+    return f"replay:{task}"
+
+
+def learner_name(task: str) -> str:
+    """Name of a task's learner."""
+    return f"learner:{task}"
+
+
+def evaluator_name(task: str) -> str:
+    """Name of a task's evaluator."""
+    return f"evaluator:{task}"
+
+
+def rollout_name(task: str, index: int) -> str:
+    """Name of one of a task's rollouts."""
+    return f"rollout:{task}/{index}"

@@ -1,0 +1,130 @@
+"""The learner's end of replay: maps blocks, gathers batches in a thread, carries TD errors back.
+
+Invariant: blocks are mapped before a sample that needs them is gathered, and let go of as soon as the
+replay says that they are gone; so an evicted block leaves the object store.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+
+from rl_cluster.cluster.messages import SampleReply, SampleRequest
+from rl_cluster.learner import LearnerCounters
+from rl_cluster.replay.block import Block
+from rl_cluster.replay.gather import Batch, gather
+from rl_cluster.replay.index import Sample
+from rl_cluster.replay.transitions import BlockTransitions, TransitionRule, block_transitions
+
+_CALLS_AHEAD = 2
+_BATCHES_PER_CALL = 2
+_NOTHING_YET_S = 0.005  # before asking again when the ratio allows no sample
+
+
+class ReplayClient:
+    """Batches of one task's replay, gathered ahead of the learner.
+
+    Args:
+      replay: the replay actor.
+      rule: how rows become transitions.
+      counters: the learner's, read when asking.
+      reply_timeout_s: a replay that answers nothing for so long has failed.
+    """
+
+    def __init__(
+        self,
+        replay: ActorHandle,
+        rule: TransitionRule,
+        counters: Callable[[], LearnerCounters],
+        reply_timeout_s: float,
+    ) -> None:
+        self._replay, self._rule, self._counters = replay, rule, counters
+        self._reply_timeout_s = reply_timeout_s
+        self._blocks: dict[int, BlockTransitions] = {}
+        self._known_block_id = -1
+        self._td_errors: deque[tuple[Sample, np.ndarray]] = deque()
+        self._batches: queue.Queue[Batch] = queue.Queue(maxsize=2)
+        self._failure: BaseException | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gather", daemon=True)
+        self.env_steps = 0
+
+    def start(self) -> None:
+        """Begin to gather."""
+        self._thread.start()
+
+    def next(self, timeout_s: float) -> Batch | None:
+        """The next batch, or None where none came in time.
+
+        Raises:
+          RayError: the replay is gone.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return self._batches.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def report(self, sample: Sample, td_errors: np.ndarray) -> None:
+        """Send TD errors back with the next call."""
+        self._td_errors.append((sample, td_errors))
+
+    def close(self) -> None:
+        """Stop gathering."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        try:
+            self._gather_for_ever()
+        except Exception as error:  # thread boundary: `next` raises it in the learner's loop
+            self._failure = error
+
+    def _gather_for_ever(self) -> None:
+        calls: deque[ObjectRef] = deque()
+        while not self._closed.is_set():
+            while len(calls) < _CALLS_AHEAD:
+                calls.append(self._replay.sample.remote(self._request()))
+            reply: SampleReply = ray.get(calls.popleft(), timeout=self._reply_timeout_s)
+            self._map(reply)
+            for sample in reply.samples:
+                self._hand_over(gather(sample, self._blocks))
+            if not reply.samples:
+                self._closed.wait(_NOTHING_YET_S)
+
+    def _request(self) -> SampleRequest:
+        counters = self._counters()
+        found = tuple(self._td_errors.popleft() for _ in range(len(self._td_errors)))
+        return SampleRequest(
+            self._known_block_id,
+            counters.policy_version,
+            counters.updates,
+            _BATCHES_PER_CALL,
+            found,
+        )
+
+    def _map(self, reply: SampleReply) -> None:
+        self.env_steps = reply.env_steps
+        # A call sent earlier may name blocks that a later reply already brought.
+        new = [(i, ref) for i, ref in reply.new_blocks if i > self._known_block_id]
+        blocks: list[Block] = ray.get([ref for _, ref in new], timeout=self._reply_timeout_s)
+        for (block_id, _), block in zip(new, blocks, strict=True):
+            self._blocks[block_id] = block_transitions(block, self._rule)
+            self._known_block_id = block_id
+        while self._blocks and (oldest := next(iter(self._blocks))) < reply.oldest_block_id:
+            del self._blocks[oldest]
+
+    def _hand_over(self, batch: Batch) -> None:
+        while not self._closed.is_set():
+            try:
+                self._batches.put(batch, timeout=0.1)
+                return
+            except queue.Full:
+                continue

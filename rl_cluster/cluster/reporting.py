@@ -1,0 +1,178 @@
+"""From what actors report to what people read: the summary and the rows of metrics.
+
+Invariant: a figure that is not known yet is None or 0 as the summary's contract says, never a guess.
+Rates are differences of counters over a short window, so a pause shows as 0 within seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from rl_cluster.cluster.messages import ReplayStatus
+from rl_cluster.cluster.task_group import TaskGroup
+from rl_cluster.evaluation import Evaluation
+from rl_cluster.telemetry.summary import Evaluation as EvaluationSummary
+from rl_cluster.telemetry.summary import Returns, TaskState, TaskSummary, task_metrics
+
+_WINDOW_S = 10.0
+
+
+@dataclass
+class Totals:
+    """Counters that must not fall when an actor is replaced: its successor starts from a checkpoint."""
+
+    env_steps: int = 0
+    learner_updates: int = 0
+    learner_samples: int = 0
+    policy_version: int = 0
+    skipped_batches: int = 0
+
+
+class Rate:
+    """Growth per second of a counter over the last seconds."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, float]] = deque()
+
+    def add(self, now_s: float, value: float) -> None:
+        """Note the counter."""
+        if self._points and value < self._points[-1][1]:
+            self._points.clear()
+        self._points.append((now_s, value))
+        while self._points[0][0] < now_s - _WINDOW_S:
+            self._points.popleft()
+
+    @property
+    def per_second(self) -> float:
+        """Growth per second; 0 before two readings."""
+        if not self._points:
+            return 0.0
+        (start_s, first), (end_s, last) = self._points[0], self._points[-1]
+        return (last - first) / (end_s - start_s) if end_s > start_s else 0.0
+
+
+class TaskReport:
+    """Turns one task's statuses into its part of the summary and its row of metrics."""
+
+    def __init__(self, group: TaskGroup) -> None:
+        self._group = group
+        self._totals = Totals()
+        self._frames, self._samples = Rate(), Rate()
+        self.ended: TaskState | None = None
+        """`completed` or `failed`, once the task is."""
+        self.failure: str | None = None
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of the task, over all sessions."""
+        return self._totals.env_steps
+
+    def refresh(self, now_s: float) -> None:
+        """Read the newest statuses."""
+        replay, learner, totals = (
+            self._group.replay_status, self._group.learner_status, self._totals)  # fmt: skip
+        if replay is not None and replay.env_steps:
+            totals.env_steps = replay.env_steps
+        if learner is not None:
+            totals.learner_updates = learner.updates
+            totals.learner_samples = learner.samples
+            totals.skipped_batches = learner.skipped_batches
+            totals.policy_version = max(0, learner.policy_version)
+        self._frames.add(now_s, totals.env_steps * self._group.plan.spec.frame_skip)
+        self._samples.add(now_s, totals.learner_samples)
+
+    def summary(self) -> TaskSummary:
+        """The task's part of summary.json."""
+        group, totals = self._group, self._totals
+        replay, learner = group.replay_status, group.learner_status
+        evaluator = group.evaluator_status
+        lag = replay.policy_lag if replay else (None, None)
+        best = evaluator.best if evaluator else None
+        evaluation = evaluator.evaluation if evaluator else None
+        return {
+            "state": self._state(),
+            "failure": self.failure,
+            "env_steps": totals.env_steps,
+            "env_frames": totals.env_steps * group.plan.spec.frame_skip,
+            "env_frames_per_s": 0.0 if self.ended else self._frames.per_second,
+            "learner_updates": totals.learner_updates,
+            "learner_samples_per_s": 0.0 if self.ended else self._samples.per_second,
+            "learner_wait_share": learner.wait_share if learner else 0.0,
+            "rollout_wait_share": replay.rollout_wait_share if replay else 0.0,
+            "samples_per_insert": {
+                "wanted": group.config.replay.samples_per_insert,
+                "actual": replay.samples_per_insert if replay else None,
+            },
+            "policy_version": totals.policy_version,
+            "policy_lag": {"p50": lag[0], "p95": lag[1]},
+            "replay": {
+                "transitions": replay.transitions if replay else 0,
+                "bytes": replay.nbytes if replay else 0,
+                "capacity": group.config.replay.capacity_transitions,
+                "fill": replay.fill if replay else 0.0,
+            },
+            "loss": learner.loss if learner else None,
+            "returns": _returns(replay),
+            "evaluation": _evaluation(evaluation) if evaluation else None,
+            "best": {"mean_return": best.mean_return, "step": best.step} if best else None,
+            "restarts": group.restarts,
+            "skipped_batches": totals.skipped_batches,
+        }
+
+    def metrics(self) -> dict[str, float | None]:
+        """The task's row of metrics: the summary's figures and those that only experts read."""
+        replay, learner = self._group.replay_status, self._group.learner_status
+        values = task_metrics(self.summary())
+        if replay is not None:
+            values |= {
+                "replay_age_p50": replay.replay_age[0],
+                "replay_age_p95": replay.replay_age[1],
+                "replay_bytes_per_transition": (
+                    replay.nbytes / replay.transitions if replay.transitions else None
+                ),
+                "importance_beta": replay.importance_exponent,
+                "epsilon_mean": replay.epsilon_mean,
+                "episode_length_mean": replay.episode_length_mean,
+            }
+        if learner is not None:
+            values |= {
+                "td_error_abs_mean": learner.td_error_abs_mean,
+                "q_mean": learner.q_mean,
+                "gradient_norm": learner.gradient_norm,
+                "learning_rate": learner.learning_rate,
+                "publish_ms": learner.publish_ms,
+                "checkpoint_s": learner.checkpoint_s,
+            }
+        return values
+
+    def _state(self) -> TaskState:
+        replay, learner = self._group.replay_status, self._group.learner_status
+        if self.ended is not None:
+            return self.ended
+        if replay is None or learner is None:
+            return "starting"
+        if learner.paused:
+            return "paused"
+        return "running" if replay.warm else "warming_up"
+
+
+def _returns(replay: ReplayStatus | None) -> Returns:
+    last = list(replay.returns) if replay else []
+    return {
+        "last": last,
+        "mean": sum(last) / len(last) if last else None,
+        "episodes": replay.episodes if replay else 0,
+    }
+
+
+def _evaluation(evaluation: Evaluation) -> EvaluationSummary:
+    return {
+        "episodes": evaluation.episodes,
+        "mean_return": evaluation.mean_return,
+        "std_return": evaluation.std_return,
+        "random_mean_return": evaluation.random_mean_return,
+        "human_normalized": evaluation.human_normalized,
+        "policy_version": evaluation.policy_version,
+        "env_steps": evaluation.env_steps,
+    }

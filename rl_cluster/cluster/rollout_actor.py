@@ -1,0 +1,105 @@
+"""Shell of a rollout: makes environments and policy in its own process, fetches weights, collects.
+
+Invariant: `collect` never waits for weights; the newest version is asked for once, ahead, and taken
+when it has arrived.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import ObjectRef
+from ray.actor import ActorHandle
+
+from rl_cluster import exploration
+from rl_cluster.agents.policy import GreedyPolicy
+from rl_cluster.config import TaskConfig
+from rl_cluster.environments import make_environment, spec_of
+from rl_cluster.learner import build_network
+from rl_cluster.rollout import Rollout, RolloutSettings
+
+_LOOK_PERIOD_S = 0.02  # between two looks whether newer weights have come
+
+
+class WeightsInbox:
+    """Newer weights as they arrive: one question always open, looked at now and then."""
+
+    def __init__(self, weights: ActorHandle, task: str) -> None:
+        self._weights, self._task = weights, task
+        self._version = -1
+        self._looked_s = 0.0
+        self._question: ObjectRef = weights.next_after.remote(task, -1)
+        self._vector: ObjectRef | None = None
+
+    def __call__(self) -> tuple[int, np.ndarray] | None:
+        """Newest weights if they are here; never blocks."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_PERIOD_S:
+            return None
+        self._looked_s = now_s
+        if self._vector is None:
+            if not _is_here(self._question):
+                return None
+            published = ray.get(self._question)
+            self._version, self._vector = published.version, published.payload[0]
+        if not _is_here(self._vector):
+            return None
+        flat: np.ndarray = ray.get(self._vector)
+        self._vector = None
+        self._question = self._weights.next_after.remote(self._task, self._version)
+        return self._version, flat
+
+
+def _is_here(ref: ObjectRef) -> bool:
+    ready, _ = ray.wait([ref], timeout=0)
+    return bool(ready)
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class RolloutActor:
+    """Environments of one task."""
+
+    def __init__(
+        self, task: str, index: int, config: TaskConfig, seed: int, weights: ActorHandle
+    ) -> None:
+        torch.set_num_threads(config.rollout.torch_threads)
+        rollout = config.rollout
+        total = rollout.actors * rollout.environments
+        ladder = exploration.epsilon_ladder(rollout.epsilon_base, rollout.epsilon_alpha, total)
+        env_seed, action_seed = np.random.SeedSequence(seed).generate_state(2)
+        env = make_environment(
+            config.env,
+            num_envs=rollout.environments,
+            batch_size=rollout.inference_batch,
+            seeds=int(env_seed % 2**30),
+            threads=rollout.env_threads,
+        )
+        spec = spec_of(env)
+        policy = GreedyPolicy(
+            build_network(config.agent, spec), bfloat16=rollout.precision == "bfloat16"
+        )
+        settings = RolloutSettings(
+            name=f"rollout:{task}/{index}",
+            block_length=rollout.block_length,
+            frame_stack=config.agent.frame_stack,
+            n_step=config.agent.n_step,
+            ladder=ladder[index :: rollout.actors],
+            warm_up_env_steps=config.replay.min_transitions,
+            exploration_env_steps=rollout.exploration_env_steps,
+        )
+        inbox = WeightsInbox(weights, task)
+        rng = np.random.default_rng(action_seed)
+        self._rollout = Rollout(env, spec, policy, inbox, settings, rng)
+
+    def collect(self, num_blocks: int, task_env_steps: int) -> tuple[Any, ...]:
+        """Return (infos, report) and then `num_blocks` blocks, each a return value of its own."""
+        blocks, report = self._rollout.collect(num_blocks, task_env_steps)
+        return ([block.info() for block in blocks], report), *blocks
+
+    def ping(self) -> bool:
+        """Answer between two calls, to show that the actor lives."""
+        return True

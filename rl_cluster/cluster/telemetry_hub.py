@@ -1,0 +1,90 @@
+"""Everything that a run writes about itself, by one writer: summary, metrics, incidents.
+
+Invariant: telemetry never stops training. A full disk is an incident on the error stream, once per
+file and cause, and the figures go on as soon as there is room.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ray.util.metrics import Gauge
+
+from rl_cluster.config import RunConfig, to_mapping
+from rl_cluster.telemetry.incidents import Incident, IncidentLog
+from rl_cluster.telemetry.metrics import METRICS
+from rl_cluster.telemetry.summary import Summary, write_summary
+from rl_cluster.telemetry.writers import MetricsWriter, WandbOptions, open_writer
+
+_log = logging.getLogger(__name__)
+
+
+class TelemetryHub:
+    """The run's files, TensorBoard, W&B and Ray's metrics."""
+
+    def __init__(self, run: str, run_dir: Path, config: RunConfig, ids: Mapping[str, str]) -> None:
+        self._run_dir = run_dir
+        self._incidents = IncidentLog(run_dir)
+        wandb = WandbOptions("rl-cluster", run, ids, to_mapping(config))
+        self._writer: MetricsWriter = open_writer(
+            run_dir,
+            tensorboard=config.telemetry.tensorboard,
+            wandb=wandb if config.telemetry.wandb else None,
+        )
+        self._gauges = {
+            metric.name: Gauge(f"rl_cluster_{metric.name}", metric.description, ("run", "task"))
+            for metric in METRICS.values()
+        }
+        self._run = run
+
+    @property
+    def incidents(self) -> int:
+        """Incidents of the run, earlier sessions included."""
+        return self._incidents.count
+
+    def incident(
+        self, task: str | None, worker: str | None, kind: str, cause: str, action: str,
+        detail: str = "",
+    ) -> None:  # fmt: skip
+        """Write one line to incidents.jsonl."""
+        record = Incident(time.time(), task, worker, kind, cause, action, detail)
+        try:
+            self._incidents.append(record)
+        except OSError as error:
+            _log.error("incident not written (%s): %s", error, record)
+
+    def row(
+        self,
+        wall_s: float,
+        task: str | None,
+        env_steps: int | None,
+        values: Mapping[str, float | None],
+    ) -> None:
+        """Write one row of metrics everywhere."""
+        try:
+            self._writer.write(time.time(), wall_s, task, env_steps, values)
+        except OSError as error:
+            _log.error("metrics not written: %s", error)
+        tags = {"run": self._run, "task": task or ""}
+        for name, value in values.items():
+            if value is not None:
+                self._gauges[name].set(value, tags)
+
+    def summary(self, summary: Summary) -> None:
+        """Replace summary.json."""
+        try:
+            write_summary(self._run_dir, summary)
+        except OSError as error:
+            _log.error("summary not written: %s", error)
+
+    def flush(self) -> None:
+        """Make rows visible to readers."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close every file."""
+        self._writer.close()
+        self._incidents.close()

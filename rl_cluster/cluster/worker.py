@@ -1,0 +1,111 @@
+"""One supervised actor as the supervisor sees it: what it last said, and how it failed.
+
+Invariant: looking never blocks. A worker has failed when Ray says that it died, when its loop ended
+with an error, or when a question stays unanswered past the heartbeat timeout; Ray itself never
+notices a hang.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayError
+
+from rl_cluster.supervision.plan import Kind, WorkerRecord
+
+
+Notice = dict[str, str]
+"""Kind, cause, action and detail of an incident, as its worker words it."""
+
+
+class Worker:
+    """A place that an actor fills; actors come and go, the place stays."""
+
+    def __init__(self, name: str, task: str, kind: Kind, heartbeat_timeout_s: float) -> None:
+        self.name, self.task, self.kind = name, task, kind
+        self.actor: ActorHandle | None = None
+        self.status: Any = None
+        """What the present actor last answered; None before its first answer."""
+        self.starts = 0
+        self._timeout_s = heartbeat_timeout_s
+        self._loop: ObjectRef | None = None
+        self._question: ObjectRef | None = None
+        self._asked_s = 0.0
+        self._failures_s: list[float] = []
+        self._cause = ""
+
+    def filled(self, actor: ActorHandle, loop: ObjectRef | None) -> None:
+        """Take a new actor and, where it has one, the call that runs its loop."""
+        self.actor, self._loop, self._question = actor, loop, None
+        self.starts += 1
+
+    def look(self, now_s: float) -> tuple[str | None, tuple[Notice, ...]]:
+        """Read what has come.
+
+        Returns:
+          The cause, if the actor was found to have failed; and notices that came with a new answer.
+        """
+        if self.actor is None:
+            return None, ()
+        notices: tuple[Notice, ...] = ()
+        try:
+            if self._loop is not None and _is_here(self._loop):
+                ray.get(self._loop)
+                self._loop = None
+            notices = self._ask(now_s)
+        except ActorUnavailableError:
+            self._question = None
+        except RayError as error:
+            return self.fail(now_s, _cause(error)), ()
+        if self._question is not None and now_s - self._asked_s > self._timeout_s:
+            return self.fail(now_s, f"no answer for {self._timeout_s:.0f} s: hung"), ()
+        return None, notices
+
+    def fail(self, now_s: float, cause: str) -> str:
+        """Kill the actor and remember why."""
+        self.empty()
+        self._failures_s.append(now_s)
+        self._cause = cause
+        return cause
+
+    def empty(self) -> None:
+        """Kill the actor, if there is one."""
+        if self.actor is not None:
+            ray.kill(self.actor)
+        self.actor = self._loop = self._question = self.status = None
+
+    def record(self) -> WorkerRecord:
+        """This place for the planner."""
+        return WorkerRecord(
+            self.name,
+            self.task,
+            self.kind,
+            self.actor is not None,
+            tuple(self._failures_s),
+            self._cause,
+        )
+
+    def _ask(self, now_s: float) -> tuple[Notice, ...]:
+        assert self.actor is not None
+        notices: tuple[Notice, ...] = ()
+        if self._question is not None and _is_here(self._question):
+            self.status = ray.get(self._question)
+            self._question = None
+            notices = getattr(self.status, "notices", ())
+        if self._question is None:
+            method = self.actor.ping if self.kind == "rollout" else self.actor.status
+            self._question, self._asked_s = method.remote(), now_s
+        return notices
+
+
+def _is_here(ref: ObjectRef) -> bool:
+    ready, _ = ray.wait([ref], timeout=0)
+    return bool(ready)
+
+
+def _cause(error: RayError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:500]

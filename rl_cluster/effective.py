@@ -1,0 +1,88 @@
+"""Requested and effective configuration: what this machine makes of a request, and why.
+
+Invariant: the two differ only by rows that state requested value, effective value and reason; what
+the machine cannot do and the request insists on is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from rl_cluster import config as config_module
+from rl_cluster.config import ConfigError, RunConfig, TaskConfig
+from rl_cluster.machine import Machine
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One setting that the machine decided."""
+
+    name: str
+    requested: Any
+    effective: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class EffectiveConfig:
+    """What will run."""
+
+    config: RunConfig
+    differences: tuple[Difference, ...]
+
+    def dump(self) -> str:
+        """YAML text of `effective.yaml`: the differences with their reasons, then the whole tree."""
+        differences = [dataclasses.asdict(difference) for difference in self.differences]
+        document = {
+            "differences": differences,
+            "config": config_module.to_mapping(self.config),
+        }
+        return str(yaml.safe_dump(document, sort_keys=False))
+
+
+def resolve(config: RunConfig, machine: Machine) -> EffectiveConfig:
+    """Settle every `auto` of a configuration for a machine.
+
+    Raises:
+      ConfigError: a GPU is asked for and there is none.
+    """
+    differences: list[Difference] = []
+    tasks = {}
+    for name, task in config.tasks.items():
+        tasks[name], found = _resolve_task(name, task, machine, len(config.tasks))
+        differences += found
+    return EffectiveConfig(dataclasses.replace(config, tasks=tasks), tuple(differences))
+
+
+def _resolve_task(
+    name: str, task: TaskConfig, machine: Machine, num_tasks: int
+) -> tuple[TaskConfig, list[Difference]]:
+    share = max(1, machine.cores // num_tasks)
+    cores = f"{machine.cores} cores for {num_tasks} task{'s' if num_tasks > 1 else ''}"
+    gpus = f"{len(machine.gpus)} GPU(s) here" if machine.gpus else "no GPU here"
+    if task.learner.device == "cuda" and not machine.gpus:
+        raise ConfigError(
+            f"tasks.{name}.learner.device is cuda, but this machine has no GPU with a working "
+            "driver: set it to auto or cpu, or run where there is one"
+        )
+    automatic = {
+        ("env", "name", ""): (name, "the task's name"),
+        ("rollout", "env_threads", 0): (max(1, share // task.rollout.actors), cores),
+        ("learner", "threads", 0): (share, cores),
+        ("learner", "device", "auto"): ("cuda" if machine.gpus else "cpu", gpus),
+    }
+    differences = []
+    for (group, field, placeholder), (value, reason) in automatic.items():
+        part = getattr(task, group)
+        if getattr(part, field) == placeholder:
+            task = dataclasses.replace(
+                task, **{group: dataclasses.replace(part, **{field: value})}
+            )
+            differences.append(
+                Difference(f"tasks.{name}.{group}.{field}", placeholder, value, reason)
+            )
+    return task, differences

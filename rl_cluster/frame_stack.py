@@ -1,0 +1,38 @@
+"""Frame stacks for acting: the last `depth` observations of each environment.
+
+Invariant: a stack never mixes two episodes. At a reset observation all `depth` places hold that
+observation, which is EnvPool's rule for its own stacks; the replay's gather rebuilds the same stack
+from single frames.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class FrameStack:
+    """The stacks of `num_envs` environments, updated in place as their observations arrive."""
+
+    def __init__(
+        self, num_envs: int, depth: int, obs_shape: tuple[int, ...], dtype: np.dtype
+    ) -> None:
+        self._stacks = np.zeros((num_envs, depth, *obs_shape), dtype)
+
+    def push(self, env_ids: np.ndarray, observations: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Append one observation to the stacks of `env_ids` and return those stacks.
+
+        Args:
+          env_ids: (b,) int64, distinct.
+          observations: (b, *obs_shape), the newest observation of each.
+          first: (b,) bool, true where it is a reset observation.
+
+        Returns:
+          (b, depth, *obs_shape) in fresh memory, oldest first, newest last.
+        """
+        stacks = self._stacks[env_ids]
+        stacks[:, :-1] = stacks[:, 1:]
+        stacks[:, -1] = observations
+        if first.any():
+            stacks[first] = observations[first, None]
+        self._stacks[env_ids] = stacks
+        return stacks

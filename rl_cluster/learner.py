@@ -1,0 +1,168 @@
+"""The learner: one update after another, for ever, and a new policy version every so many.
+
+Invariant: a step is whole or did not happen. Counters move only with the parameters; a batch that is
+not finite is counted, its sources are named, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rl_cluster.agents.dqn import DQN, DQNSettings, SkippedBatch, Transitions, learning_rate
+from rl_cluster.agents.flat import flatten
+from rl_cluster.agents.networks import QNetwork
+from rl_cluster.checkpoint import Checkpoint
+from rl_cluster.config import AgentConfig, LearnerConfig
+from rl_cluster.environments import EnvironmentSpec
+from rl_cluster.replay.gather import Batch
+
+Publish = Callable[[int, np.ndarray], None]
+"""Takes a policy version and its (P,) float32 weights; must not block."""
+
+
+@dataclass
+class LearnerCounters:
+    """What a learner has done, over all resumes."""
+
+    updates: int = 0
+    samples: int = 0
+    skipped_batches: int = 0
+    policy_version: int = -1
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step found; `td_errors` is None where the batch was skipped."""
+
+    td_errors: np.ndarray | None
+    loss: float
+    q_mean: float
+    gradient_norm: float
+    learning_rate: float
+    skipped_because: str | None = None
+    skipped_sources: tuple[str, ...] = ()
+
+
+class Learner:
+    """An agent, its counters, and the publication of its weights."""
+
+    def __init__(
+        self,
+        agent: DQN,
+        device: torch.device,
+        publish_period: int,
+        publish: Publish,
+        schema: dict[str, Any],
+    ) -> None:
+        self.agent, self._device, self.schema = agent, device, schema
+        self._publish_period, self._publish = publish_period, publish
+        self.counters = LearnerCounters()
+
+    def step(self, batch: Batch) -> StepReport:
+        """Learn from one batch; publish when the period is over."""
+        counters = self.counters
+        rate = learning_rate(self.agent.settings, counters.updates)
+        try:
+            found = self.agent.update(self._to_device(batch), counters.updates)
+        except SkippedBatch as reason:
+            counters.skipped_batches += 1
+            return StepReport(
+                None, np.nan, np.nan, np.nan, rate, str(reason), tuple(sorted(set(batch.sources)))
+            )
+        counters.updates += 1
+        counters.samples += len(batch.a_tm1)
+        if counters.updates % self._publish_period == 0:
+            self.publish()
+        td_errors = found.td_errors.cpu().numpy()
+        return StepReport(td_errors, found.loss, found.q_mean, found.gradient_norm, rate)
+
+    def publish(self) -> None:
+        """Give the present weights the next version."""
+        self.counters.policy_version += 1
+        self._publish(self.counters.policy_version, flatten(self.agent.online))
+
+    def checkpoint(self, extra: dict[str, Any]) -> Checkpoint:
+        """Everything that a resume needs; `extra` is the caller's part of the JSON state."""
+        state = {**extra, "learner": vars(self.counters).copy()}
+        return Checkpoint(
+            self.counters.updates,
+            self.agent.model_tensors(),
+            {**self.agent.optimizer_tensors(), "random.torch": torch.get_rng_state()},
+            state,
+            self.schema,
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+          ValueError: it holds another architecture; nothing was changed.
+        """
+        optimizer = dict(checkpoint.optimizer)
+        random_state = optimizer.pop("random.torch")
+        self.agent.load_tensors(checkpoint.model, optimizer)
+        torch.set_rng_state(random_state)
+        self.counters = LearnerCounters(**checkpoint.state["learner"])
+
+    def _to_device(self, batch: Batch) -> Transitions:
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+        return Transitions(
+            tensor(batch.s_tm1),
+            tensor(batch.a_tm1),
+            tensor(batch.r_t),
+            tensor(batch.discount_t),
+            tensor(batch.s_t),
+            tensor(batch.weights),
+        )
+
+
+def build_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
+    """The Q network of a task."""
+    return QNetwork(
+        (agent.frame_stack, *spec.obs_shape),
+        spec.num_actions,
+        conv_channels=agent.conv_channels,
+        hidden=agent.hidden,
+        dueling=agent.dueling,
+    )
+
+
+def build_agent(
+    agent: AgentConfig, learner: LearnerConfig, spec: EnvironmentSpec, device: torch.device
+) -> DQN:
+    """Networks and optimizer on a device; parameters follow torch's seed."""
+    settings = DQNSettings(
+        agent.double,
+        agent.huber_delta,
+        learner.learning_rate,
+        learner.schedule,
+        learner.schedule_updates,
+        learner.schedule_factor,
+        learner.adam_epsilon,
+        learner.max_gradient_norm,
+        learner.precision == "bfloat16",
+        learner.target,
+        learner.target_period,
+        learner.target_tau,
+    )
+    online = build_network(agent, spec).to(device)
+    return DQN(online, build_network(agent, spec).to(device), settings)
+
+
+def checkpoint_schema(agent: AgentConfig, spec: EnvironmentSpec) -> dict[str, Any]:
+    """What a checkpoint must agree in to fit a task."""
+    return {
+        "observation": [agent.frame_stack, *spec.obs_shape],
+        "observation_dtype": spec.obs_dtype.name,
+        "actions": spec.num_actions,
+        "conv_channels": list(agent.conv_channels),
+        "hidden": agent.hidden,
+        "dueling": agent.dueling,
+    }

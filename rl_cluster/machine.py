@@ -1,0 +1,55 @@
+"""What the machine has for a run: cores, memory, shared memory, GPUs.
+
+Invariant: figures are what this process may use now, limits of cgroups applied; looking starts
+nothing and imports neither Ray nor torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from rl_cluster.cgroups import memory_limit_bytes, usable_cores
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run can be planned with."""
+
+    cores: int
+    memory_bytes: int
+    """Available, the lowest cgroup limit applied."""
+    shared_memory_bytes: int
+    """Free in /dev/shm, where Ray keeps its objects."""
+    gpus: tuple[str, ...] = ()
+    """Names of the GPUs that have a working driver."""
+
+
+def detect(shared_memory: Path = Path("/dev/shm")) -> Machine:
+    """Look at this machine."""
+    available = psutil.virtual_memory().available
+    limit = memory_limit_bytes()
+    return Machine(
+        cores=max(1, int(usable_cores())),
+        memory_bytes=available if limit is None else min(available, limit),
+        shared_memory_bytes=shutil.disk_usage(shared_memory).free if shared_memory.is_dir() else 0,
+        gpus=_gpus(),
+    )
+
+
+def _gpus() -> tuple[str, ...]:
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        names = tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return ()
+    return names

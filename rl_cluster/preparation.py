@@ -1,0 +1,101 @@
+"""What is settled before anything starts: environments tried, bytes measured, the run admitted.
+
+Invariant: whatever can be wrong with a configuration on this machine is wrong here, in the first
+seconds, with a message; nothing has been started and no file was written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rl_cluster.agents.flat import flatten
+from rl_cluster.config import RunConfig, TaskConfig
+from rl_cluster.effective import EffectiveConfig, resolve
+from rl_cluster.environments import EnvironmentSpec, make_environment, spec_of
+from rl_cluster.learner import build_network
+from rl_cluster.machine import Machine, detect
+from rl_cluster.replay.block import Block, BlockBuilder
+from rl_cluster.supervision.admission import Admission, TaskDemand, admit
+
+_WORKERS_BESIDE_ROLLOUTS = 3  # replay, learner, evaluator
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that may start."""
+
+    effective: EffectiveConfig
+    machine: Machine
+    specs: dict[str, EnvironmentSpec]
+    demands: list[TaskDemand]
+    admission: Admission
+
+
+def prepare(config: RunConfig) -> PreparedRun:
+    """Settle a configuration on this machine.
+
+    Raises:
+      ConfigError: an environment, a device or a network that cannot be.
+      AdmissionError: not enough memory.
+    """
+    machine = detect()
+    effective = resolve(config, machine)
+    specs, demands = {}, []
+    for name, task in effective.config.tasks.items():
+        env = make_environment(task.env, num_envs=1, threads=1)
+        specs[name] = spec_of(env)
+        env.close()
+        demands.append(_demand(name, task, specs[name]))
+    return PreparedRun(effective, machine, specs, demands, admit(demands, machine))
+
+
+def _demand(name: str, task: TaskConfig, spec: EnvironmentSpec) -> TaskDemand:
+    rollout = task.rollout
+    in_flight = 2 * rollout.actors * rollout.blocks_per_collect + rollout.blocks_per_collect
+    return TaskDemand(
+        name=name,
+        block_bytes=_full_block(task, spec).nbytes,
+        blocks=max(2, -(-task.replay.capacity_transitions // rollout.block_length)),
+        blocks_in_flight=in_flight,
+        weights_bytes=flatten(build_network(task.agent, spec)).nbytes,
+        processes=rollout.actors + _WORKERS_BESIDE_ROLLOUTS,
+    )
+
+
+def _full_block(task: TaskConfig, spec: EnvironmentSpec) -> Block:
+    """A block as the rollouts will make it, to be measured."""
+    builder = BlockBuilder(
+        "measure",
+        length=task.rollout.block_length,
+        context=task.agent.frame_stack - 1,
+        tail=task.agent.n_step,
+    )
+    observation = np.zeros(spec.obs_shape, spec.obs_dtype)
+    while True:
+        block = builder.append(
+            observation, 0, 0.0, terminated=False, truncated=False, first=False, policy_version=0
+        )
+        if block is not None:
+            return block
+
+
+def what_would_run(config: RunConfig) -> list[tuple[str, str, str, str]]:
+    """(name, requested, effective, reason) of what this machine decides, memory included.
+
+    Raises:
+      ConfigError, AdmissionError: it would not run.
+    """
+    prepared = prepare(config)
+    rows = [
+        (d.name, str(d.requested), str(d.effective), d.reason)
+        for d in prepared.effective.differences
+    ]
+    for demand in prepared.demands:
+        text = f"{demand.blocks * demand.block_bytes / 1e9:.2f} GB"
+        reason = f"{demand.blocks:,} blocks of {demand.block_bytes:,} bytes, measured"
+        rows.append((f"tasks.{demand.name}.replay", text, text, reason))
+    store = f"{prepared.admission.object_store_bytes / 1e9:.2f} GB"
+    rows.append(("object store", store, store, "the tasks' replays, weights and a margin"))
+    return rows

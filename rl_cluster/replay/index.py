@@ -1,0 +1,171 @@
+"""The replay index: which transitions are kept, how likely each is to be drawn, which block goes next.
+
+The index knows blocks by number and never holds their data. Invariants: priorities are those of live
+transitions only (rows that start none have 0); blocks leave in the order they came; a priority that
+arrives for a block which has left changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rl_cluster.replay.block import BlockInfo
+from rl_cluster.replay.sum_tree import SumTree
+
+MIN_PRIORITY = 1e-3
+"""Added to |TD error|, so that no transition is lost for good (Schaul et al. 2016, eq. 1)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Places drawn from the index."""
+
+    block_ids: np.ndarray
+    """(B,) int64."""
+    rows: np.ndarray
+    """(B,) int64: core row within the block."""
+    weights: np.ndarray
+    """(B,) float32: importance weights (N P(i))^-β over their maximum."""
+
+
+class ReplayIndex:
+    """Proportional prioritization over the transitions of a queue of blocks (Schaul et al. 2016)."""
+
+    def __init__(
+        self,
+        capacity_transitions: int,
+        block_length: int,
+        priority_exponent: float,
+        rng: np.random.Generator,
+    ) -> None:
+        self._length = block_length
+        self._slots = max(2, -(-capacity_transitions // block_length))
+        self._exponent = priority_exponent
+        self._rng = rng
+        self._tree = SumTree(self._slots * block_length)
+        self._ids = np.full(self._slots, -1, np.int64)
+        self._versions = np.zeros((self._slots, block_length), np.int32)
+        self._born = np.zeros(self._slots, np.int64)
+        self._order: deque[tuple[int, BlockInfo]] = deque()
+        self._max_priority = 1.0
+        self._schema: str | None = None
+        self.inserted_transitions = 0
+        self.transitions = 0
+        self.nbytes = 0
+
+    @property
+    def capacity_blocks(self) -> int:
+        """Blocks kept at most."""
+        return self._slots
+
+    @property
+    def fill(self) -> float:
+        """Share of the block places in use."""
+        return len(self._order) / self._slots
+
+    def insert(self, block_id: int, info: BlockInfo) -> int | None:
+        """Add a block under an id above all earlier ones; return the id that it pushed out, if any.
+
+        Raises:
+          ValueError: its schema differs from the first block's, or it is longer than a place.
+        """
+        self._check_fits(info)
+        evicted = self._evict() if len(self._order) == self._slots else None
+        slot = block_id % self._slots
+        self._ids[slot] = block_id
+        self._versions[slot, : len(info.starts)] = info.policy_versions
+        self._born[slot] = self.inserted_transitions
+        values = np.zeros(self._length)
+        values[: len(info.starts)] = info.starts * self._max_priority
+        self._tree.set(slot * self._length + np.arange(self._length), values)
+        self._order.append((block_id, info))
+        self.inserted_transitions += info.transitions
+        self.transitions += info.transitions
+        self.nbytes += info.nbytes
+        return evicted
+
+    def sample(self, size: int, importance_exponent: float) -> Sample:
+        """Draw `size` transitions in proportion to their priorities, stratified.
+
+        Raises:
+          ValueError: the index is empty.
+        """
+        if self._tree.total <= 0:
+            raise ValueError("the replay index is empty: nothing to sample")
+        strata = (np.arange(size) + self._rng.random(size)) / size
+        leaves = self._tree.find(strata * self._tree.total)
+        probabilities = self._tree.get(leaves) / self._tree.total
+        weights = (self.transitions * probabilities) ** -importance_exponent
+        weights = (weights / weights.max()).astype(np.float32)
+        return Sample(self._ids[leaves // self._length], leaves % self._length, weights)
+
+    def update_priorities(self, sample: Sample, td_errors: np.ndarray) -> None:
+        """Set priorities to (|δ| + ε)^α for the sampled transitions that are still kept.
+
+        Raises:
+          ValueError: a TD error is not finite; nothing was changed.
+        """
+        if not np.isfinite(td_errors).all():
+            raise ValueError("TD errors must be finite; no priority was changed")
+        slots = sample.block_ids % self._slots
+        live = self._ids[slots] == sample.block_ids
+        values = (np.abs(td_errors[live]) + MIN_PRIORITY) ** self._exponent
+        if live.any():
+            self._tree.set(slots[live] * self._length + sample.rows[live], values)
+            self._max_priority = max(self._max_priority, float(values.max()))
+
+    def policy_versions(self, sample: Sample) -> np.ndarray:
+        """(B,) int32: versions that chose the sampled actions."""
+        versions: np.ndarray = self._versions[sample.block_ids % self._slots, sample.rows]
+        return versions
+
+    def ages(self, sample: Sample) -> np.ndarray:
+        """(B,) int64: transitions inserted since each sampled one."""
+        ages: np.ndarray = self.inserted_transitions - self._born[sample.block_ids % self._slots]
+        return ages
+
+    def state(self) -> dict[str, Any]:
+        """JSON state of the random draws, for a checkpoint."""
+        return {"rng": self._rng.bit_generator.state, "max_priority": self._max_priority}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue the random draws of an earlier index."""
+        self._rng.bit_generator.state = state["rng"]
+        self._max_priority = float(state["max_priority"])
+
+    def check_valid(self) -> None:
+        """Raise ValueError unless counters, places and priorities agree."""
+        leaves = self._tree.get(np.arange(self._slots * self._length)).reshape(self._slots, -1)
+        live = {block_id for block_id, _ in self._order}
+        if live != set(self._ids[self._ids >= 0].tolist()):
+            raise ValueError("places and queue name different blocks")
+        if int((leaves > 0).sum()) != self.transitions:
+            raise ValueError("transitions with a priority and the counter differ")
+        if not np.isclose(leaves.sum(), self._tree.total):
+            raise ValueError("the tree's root is not the sum of its leaves")
+
+    def _check_fits(self, info: BlockInfo) -> None:
+        if len(info.starts) > self._length:
+            raise ValueError(
+                f"block {info.sequence} of {info.source} has {len(info.starts)} core rows; "
+                f"this index takes {self._length}"
+            )
+        self._schema = self._schema or info.schema
+        if info.schema != self._schema:
+            raise ValueError(
+                f"block {info.sequence} of {info.source} holds {info.schema}; this replay holds "
+                f"{self._schema}: it belongs to another task"
+            )
+
+    def _evict(self) -> int:
+        block_id, info = self._order.popleft()
+        slot = block_id % self._slots
+        self._tree.set(slot * self._length + np.arange(self._length), np.zeros(self._length))
+        self._ids[slot] = -1
+        self.transitions -= info.transitions
+        self.nbytes -= info.nbytes
+        return block_id

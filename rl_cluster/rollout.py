@@ -1,0 +1,167 @@
+"""The rollout: steps many environments with one policy and cuts what happens into blocks.
+
+Invariant: acting never waits for weights. Between two batches it asks a callable for newer ones and
+goes on with those it has when there are none. Every row records the version that chose its action.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rl_cluster import exploration
+from rl_cluster.agents.policy import GreedyPolicy
+from rl_cluster.environments import EnvironmentSpec
+from rl_cluster.frame_stack import FrameStack
+from rl_cluster.replay.block import Block, BlockBuilder
+
+if TYPE_CHECKING:
+    from envs.base import AsyncVectorEnv, Steps
+
+NewWeights = Callable[[], "tuple[int, np.ndarray] | None"]
+"""Newer weights (version, flat vector) if they are here already; must not block."""
+
+
+@dataclass(frozen=True)
+class FinishedGame:
+    """A whole game that ended during collection."""
+
+    true_return: float
+    """Sum of unclipped rewards over all its lives."""
+    env_steps: int
+
+
+@dataclass(frozen=True)
+class CollectReport:
+    """What happened during one call of `collect`."""
+
+    games: tuple[FinishedGame, ...]
+    policy_version: int
+    epsilon_mean: float
+    wait_s: float
+    """Time in which no environment had a row ready."""
+    busy_s: float
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How one rollout cuts and explores."""
+
+    name: str
+    block_length: int
+    frame_stack: int
+    n_step: int
+    ladder: np.ndarray
+    """(num_envs,) final ε of each environment."""
+    warm_up_env_steps: int
+    exploration_env_steps: int
+
+
+class Rollout:
+    """Environments, policy and block builders of one actor."""
+
+    def __init__(
+        self,
+        env: AsyncVectorEnv,
+        spec: EnvironmentSpec,
+        policy: GreedyPolicy,
+        new_weights: NewWeights,
+        settings: RolloutSettings,
+        rng: np.random.Generator,
+    ) -> None:
+        self._env, self._policy, self._new_weights = env, policy, new_weights
+        self._settings, self._rng, self._num_actions = settings, rng, spec.num_actions
+        self._stacks = FrameStack(
+            env.num_envs, settings.frame_stack, spec.obs_shape, spec.obs_dtype
+        )
+        self._builders = [self._builder(i) for i in range(env.num_envs)]
+        self._returns = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, np.int64)
+        self._epsilon = np.ones(env.num_envs)
+        self._version = -1
+        self._sealed: list[Block] = []
+        self._games: list[FinishedGame] = []
+        self._wait_s = 0.0
+        env.async_reset()
+
+    def collect(self, num_blocks: int, task_env_steps: int) -> tuple[list[Block], CollectReport]:
+        """Step until `num_blocks` blocks are sealed.
+
+        Args:
+          num_blocks: blocks to return; what else was sealed meanwhile comes first next time.
+          task_env_steps: steps of the whole task so far, which set ε.
+        """
+        start_s, self._wait_s, self._games = time.monotonic(), 0.0, []
+        settings = self._settings
+        self._epsilon = exploration.annealed(
+            settings.ladder,
+            task_env_steps,
+            settings.warm_up_env_steps,
+            settings.exploration_env_steps,
+        )
+        while len(self._sealed) < num_blocks:
+            self._take_newer_weights()
+            self._step()
+        blocks, self._sealed = self._sealed[:num_blocks], self._sealed[num_blocks:]
+        busy_s = time.monotonic() - start_s
+        return blocks, CollectReport(
+            tuple(self._games), self._version, float(self._epsilon.mean()), self._wait_s, busy_s
+        )
+
+    def _step(self) -> None:
+        before_s = time.monotonic()
+        steps = self._env.recv()
+        self._wait_s += time.monotonic() - before_s
+        stacks = self._stacks.push(steps.env_ids, steps.observations, steps.first)
+        actions = exploration.epsilon_greedy(
+            self._policy.actions(stacks),
+            self._epsilon[steps.env_ids],
+            self._num_actions,
+            self._rng,
+        )
+        self._env.send(actions, steps.env_ids)
+        self._record(steps, stacks[:, -1], actions)
+
+    def _record(self, steps: Steps, observations: np.ndarray, actions: np.ndarray) -> None:
+        """Append rows; `observations` are copies that stay valid after `send`."""
+        ids = steps.env_ids
+        self._returns[ids] += steps.rewards
+        self._lengths[ids] += ~steps.first
+        for i, env_id in enumerate(ids.tolist()):
+            block = self._builders[env_id].append(
+                observations[i],
+                int(actions[i]),
+                float(steps.rewards[i]),
+                terminated=bool(steps.terminated[i]),
+                truncated=bool(steps.truncated[i]),
+                first=bool(steps.first[i]),
+                policy_version=self._version,
+            )
+            if block is not None:
+                self._sealed.append(block)
+        for env_id in ids[steps.game_over].tolist():
+            self._games.append(
+                FinishedGame(float(self._returns[env_id]), int(self._lengths[env_id]))
+            )
+            self._returns[env_id], self._lengths[env_id] = 0.0, 0
+
+    def _take_newer_weights(self) -> None:
+        newer = self._new_weights()
+        if newer is not None:
+            self._version = newer[0]
+            self._policy.load(newer[1])
+
+    def _builder(self, env_id: int) -> BlockBuilder:
+        """Builders start with first blocks of different lengths, so that they do not all seal at once."""
+        settings, num_envs = self._settings, len(self._settings.ladder)
+        return BlockBuilder(
+            f"{settings.name}/env/{env_id}",
+            length=settings.block_length,
+            context=settings.frame_stack - 1,
+            tail=settings.n_step,
+            first_length=max(1, settings.block_length * (env_id + 1) // num_envs),
+        )

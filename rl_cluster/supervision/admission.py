@@ -1,0 +1,83 @@
+"""Admission: the memory of a run, computed from measured bytes before anything starts.
+
+Invariant: a run whose replay, object store and processes do not fit is refused with the numbers; what
+is admitted never spills and never grows past what was computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rl_cluster.machine import Machine
+
+PROCESS_BYTES = 350_000_000
+"""Resident memory of one worker that holds torch (measured: docs/design.md)."""
+RAY_BYTES = 1_000_000_000
+"""Ray's own processes without its dashboard (measured: docs/design.md)."""
+STORE_MARGIN_BYTES = 200_000_000
+"""Object store kept free for what is on its way: fragmentation, messages, weights."""
+WEIGHT_VERSIONS = 4
+"""Versions of the weights that can be alive at once: one held, one arriving, those being read."""
+
+
+class AdmissionError(MemoryError):
+    """The run does not fit; the message holds the numbers."""
+
+
+@dataclass(frozen=True)
+class TaskDemand:
+    """What one task takes, from measured sizes."""
+
+    name: str
+    block_bytes: int
+    """Measured bytes of one block."""
+    blocks: int
+    """Blocks that replay keeps at most."""
+    blocks_in_flight: int
+    """Blocks on their way to replay, or evicted and not yet let go."""
+    weights_bytes: int
+    processes: int
+
+    @property
+    def store_bytes(self) -> int:
+        """Object store that it fills."""
+        blocks = (self.blocks + self.blocks_in_flight) * self.block_bytes
+        return blocks + WEIGHT_VERSIONS * self.weights_bytes
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What a run was admitted with."""
+
+    object_store_bytes: int
+    host_bytes: int
+    """Object store and processes together."""
+
+
+def admit(demands: list[TaskDemand], machine: Machine) -> Admission:
+    """Add up a run and hold it against the machine.
+
+    Raises:
+      AdmissionError: it does not fit.
+    """
+    store = sum(demand.store_bytes for demand in demands) + STORE_MARGIN_BYTES
+    processes = sum(demand.processes for demand in demands)
+    host = store + processes * PROCESS_BYTES + RAY_BYTES
+    numbers = "; ".join(
+        f"{d.name}: {d.blocks} blocks × {d.block_bytes:,} bytes = "
+        f"{d.blocks * d.block_bytes / 1e9:.2f} GB of replay"
+        for d in demands
+    )
+    advice = "lower replay.capacity_transitions or the number of tasks"
+    if store > machine.shared_memory_bytes:
+        raise AdmissionError(
+            f"the object store needs {store / 1e9:.2f} GB and /dev/shm has "
+            f"{machine.shared_memory_bytes / 1e9:.2f} GB free ({numbers}): {advice}, or enlarge "
+            "/dev/shm"
+        )
+    if host > machine.memory_bytes:
+        raise AdmissionError(
+            f"the run needs {host / 1e9:.2f} GB and {machine.memory_bytes / 1e9:.2f} GB are "
+            f"available ({numbers}; {processes} workers × {PROCESS_BYTES / 1e9:.2f} GB): {advice}"
+        )
+    return Admission(store, host)

@@ -1,0 +1,44 @@
+"""The newest weights of every task, by policy version.
+
+Invariant: versions only grow; an older or equal one is refused, so a learner that came back from the
+dead cannot roll acting back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Payload = TypeVar("Payload")
+
+
+@dataclass(frozen=True)
+class PublishedWeights(Generic[Payload]):
+    """One publication: a version and what carries its weights."""
+
+    version: int
+    payload: Payload
+
+
+class WeightStore(Generic[Payload]):
+    """Newest publication of each task."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, PublishedWeights[Payload]] = {}
+
+    def publish(self, task: str, version: int, payload: Payload) -> bool:
+        """Keep a publication; False where a newer or equal version is there already."""
+        if version <= self.version(task):
+            return False
+        self._newest[task] = PublishedWeights(version, payload)
+        return True
+
+    def version(self, task: str) -> int:
+        """Newest version of a task, -1 where there is none."""
+        newest = self._newest.get(task)
+        return newest.version if newest else -1
+
+    def newer_than(self, task: str, version: int) -> PublishedWeights[Payload] | None:
+        """The newest publication, if it is newer than `version`."""
+        newest = self._newest.get(task)
+        return newest if newest and newest.version > version else None
