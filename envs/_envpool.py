@@ -6,6 +6,7 @@ and `game_over` as `envs.base.Steps` defines them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ class EnvPoolVectorEnv(AsyncVectorEnv):
         self._reseed(layout.seeds)
         super().__init__(
             layout=layout,
-            observation_space=self._frame_space(self._pool.spec.state_array_spec["obs"]),
+            observation_space=self._frame_space(self._pool.observation_space),
             action_space=self._pool.spec.action_space,
             frame_skip=int(self._pool.config.get("frame_skip", 1)),
             config=self._pool.config,
@@ -59,13 +60,14 @@ class EnvPoolVectorEnv(AsyncVectorEnv):
         self._pool: Any = envpool.make_gymnasium(
             self._task_id, seed=list(seeds), **self._pool_options
         )
+        with warnings.catch_warnings():
+            # EnvPool builds this space once, at first use, and Gymnasium warns that the bounds
+            # are float64 and the space is float32.
+            warnings.simplefilter("ignore", UserWarning)
+            _ = self._pool.observation_space
 
-    def _frame_space(self, spec: Any) -> spaces.Box:
-        low, high = (
-            np.broadcast_to(np.asarray(bound, dtype=spec.dtype), spec.shape)
-            for bound in (spec.minimum, spec.maximum)
-        )
-        return spaces.Box(low, high, dtype=spec.dtype)
+    def _frame_space(self, space: spaces.Box) -> spaces.Box:
+        return space
 
     def _start(self) -> None:
         self._pool.async_reset()
@@ -103,8 +105,8 @@ class AtariEnvPool(EnvPoolVectorEnv):
         self._lost_life: Bools = np.zeros(layout.num_envs, dtype=bool)
         super().__init__(task_id, layout, options)
 
-    def _frame_space(self, spec: Any) -> spaces.Box:
-        return spaces.Box(0, 255, tuple(spec.shape[1:]), np.uint8)
+    def _frame_space(self, space: spaces.Box) -> spaces.Box:
+        return spaces.Box(0, 255, space.low.shape[1:], np.uint8)
 
     def _start(self) -> None:
         self._lost_life[:] = False

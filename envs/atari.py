@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import envpool
 from ale_py.vector_env import AtariVectorEnv
+from envpool.atari import AtariEnvSpec
 from envpool.registration import registry
 
 from envs._ale import AleVectorEnv
@@ -137,8 +138,7 @@ def make(
 
 
 def _envpool_options(name: str, protocol: Protocol, options: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = envpool.make_spec(f"{name}-v5").config._asdict()
-    _check_options(options, defaults)
+    _check_options(options, AtariEnvSpec.gen_config()._asdict())
     if options.get("noop_max", 1) < 1:
         raise ValueError(f"option noop_max={options['noop_max']}: EnvPool crashes below 1")
     frame_skip = options.get("frame_skip", protocol.frame_skip)
@@ -154,11 +154,19 @@ def _envpool_options(name: str, protocol: Protocol, options: Mapping[str, Any]) 
         "stack_num": 1,
         "reward_clip": False,
     }
-    try:
-        envpool.make_spec(f"{name}-v5", **chosen)
-    except RuntimeError as error:  # A mode or a difficulty that this game lacks.
-        raise ValueError(f"EnvPool refuses {dict(options)} for {name}: {error}") from error
+    if "mode" in options or "difficulty" in options:
+        _check_mode(name, chosen)
     return chosen
+
+
+def _check_mode(name: str, options: Mapping[str, Any]) -> None:
+    try:
+        envpool.make_spec(f"{name}-v5", **options)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} has no mode={options.get('mode')}, difficulty={options.get('difficulty')}: "
+            f"{error}"
+        ) from error
 
 
 def _ale_options(protocol: Protocol, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from envs.base import Array, AsyncVectorEnv, EnvIds, Layout, Rows, nearest_names
 
 CELLS = 7  # Rows and columns of the board.
-CELL_PIXELS = 6
-FRAME_PIXELS = CELLS * CELL_PIXELS  # 42
+CELL_PIXELS = 12
+FRAME_PIXELS = CELLS * CELL_PIXELS  # 84, as Atari has
 BALL, PADDLE = 255, 128  # Grey levels.
 GAME_STEPS = CELLS - 1  # Steps from a reset to the end of the drop.
 
@@ -27,7 +27,7 @@ GAME_STEPS = CELLS - 1  # Steps from a reset to the end of the drop.
 class Catch(AsyncVectorEnv):
     """Vectorized Catch: all environments are columns of the same arrays.
 
-    Observations uint8 (42, 42); actions 0 left, 1 stay, 2 right. Steps are computed in `send`,
+    Observations uint8 (84, 84); actions 0 left, 1 stay, 2 right. Steps are computed in `send`,
     in the caller's thread; `recv` delivers them in the order they were sent.
     """
 
@@ -106,21 +106,19 @@ def make(
         num_envs: copies of the game.
         batch_size: rows one `recv` returns; None is `num_envs`.
         seeds: environment i gets `seeds + i`, or one seed each; 0..2^31-1.
-        threads: 0 or 1: Catch runs in the caller's thread.
+        threads: at most so many; Catch needs none but the caller's.
 
     Raises:
-        ValueError: for another name, or more threads.
+        ValueError: for another name.
     """
     if name != "Catch":
         raise ValueError(f"unknown game {name!r}; {nearest_names(name, ['Catch'])}")
     layout = Layout.checked(num_envs, batch_size, seeds, threads)
-    if threads > 1:
-        raise ValueError(f"threads={threads}: Catch runs in the caller's thread; use 0")
     return Catch(layout)
 
 
 def _all_frames() -> NDArray[np.uint8]:
-    """Every picture of the game, (ball row, ball column, paddle, 42, 42): 605 kB."""
+    """Every picture of the game, (ball row, ball column, paddle, 84, 84): 2.4 MB."""
     cells = np.arange(CELLS)
     row, column, paddle = np.meshgrid(cells, cells, cells, indexing="ij")
     board = np.zeros((CELLS, CELLS, CELLS, CELLS, CELLS), dtype=np.uint8)

@@ -21,7 +21,7 @@ def columns(frames: np.ndarray, level: int) -> np.ndarray:
 def test_a_frame_shows_the_ball_and_the_paddle() -> None:
     env = catch.make(num_envs=5, seeds=7)
     frames, _ = env.reset()
-    assert frames.shape == (5, 42, 42) and frames.dtype == np.uint8
+    assert frames.shape == (5, 84, 84) and frames.dtype == np.uint8
     for row in range(6):
         np.testing.assert_array_equal((frames == BALL).sum(axis=(1, 2)), 36)
         np.testing.assert_array_equal((frames == PADDLE).sum(axis=(1, 2)), 36)

@@ -25,6 +25,9 @@ import psutil
 
 SAMPLE_PERIOD_S = 0.5
 TERMINATION_S = 15.0
+QUIET_CORES = 0.25
+"""What others may use for a ratio to mean something: torch's threads spin while they wait for each
+other, and one other busy process made CleanRL fifteen times slower on two cores."""
 
 
 class BenchmarkError(RuntimeError):
@@ -198,10 +201,13 @@ class Table:
 
     def load(self) -> dict[str, Any]:
         """Return how busy others kept the machine while each side was measured."""
+        beside_us = [round(ours.others_cores, 2) for ours, _ in self.pairs]
+        beside_peer = [round(theirs.others_cores, 2) for _, theirs in self.pairs]
         return {
             "load_average_1_min": os.getloadavg()[0],
-            "others_cores_beside_us": [round(ours.others_cores, 2) for ours, _ in self.pairs],
-            "others_cores_beside_peer": [round(peer.others_cores, 2) for _, peer in self.pairs],
+            "others_cores_beside_us": beside_us,
+            "others_cores_beside_peer": beside_peer,
+            "quiet": max(beside_us + beside_peer) <= QUIET_CORES,
         }
 
 
@@ -225,7 +231,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def write(path: Path, table: Table, versions: Mapping[str, str]) -> None:
     """Print the rows and write them, with all that they depend on, for other programs."""
-    result = {
+    result: dict[str, Any] = {
         "machine": machine(),
         "versions": dict(versions),
         "load": table.load(),
@@ -240,4 +246,6 @@ def write(path: Path, table: Table, versions: Mapping[str, str]) -> None:
         if row["limit"] is not None:
             print(f"  limit of the machine: {row['limit']:.1f}; reached {row['of_limit']:.0%}")
     print(f"load: {json.dumps(result['load'])}")
+    if not result["load"]["quiet"]:
+        print("NOT QUIET: others used the cores meanwhile; measure again on an idle machine")
     print(f"written: {path}")
