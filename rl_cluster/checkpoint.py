@@ -7,8 +7,7 @@ a failing drive does later is noticed at load. Nothing is ever unpickled: tensor
 the rest is JSON.
 
     STEP/model.safetensors  STEP/optimizer.safetensors  STEP/state.json  STEP/manifest.json
-    latest  best  candidate text files, each naming one of the directories; `candidate` is kept
-                            while it is evaluated, so that the best is still there to be marked
+    latest  best  candidate     text files, each naming a directory; `candidate` is being evaluated
 """
 
 from __future__ import annotations
@@ -90,8 +89,7 @@ class CheckpointStore:
     def save(self, checkpoint: Checkpoint, best: bool = False) -> Path:
         """Write `checkpoint`, point `latest` (and `best`) at it, then remove what is too old.
 
-        A crash at any point leaves every earlier checkpoint whole. A step saved twice gets a second
-        directory, which replaces the first only once it is on disk.
+        A crash at any point leaves every earlier checkpoint whole, one of the same step included.
 
         Raises:
           CheckpointError: the content is not JSON, or the disk is full or refuses; the earlier

@@ -19,6 +19,7 @@ from rl_cluster.signals import StopFlag
 if TYPE_CHECKING:
     from rl_cluster.config import RunConfig
     from rl_cluster.preparation import PreparedRun
+    from rl_cluster.run_directory import RunDirectory
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -122,9 +123,7 @@ def _train(arguments: argparse.Namespace, stop: StopFlag) -> int:
     return _run(config, prepared, directory, stop)
 
 
-def _run(
-    config: RunConfig, prepared: PreparedRun, directory: RunDirectory, stop: StopFlag
-) -> int:
+def _run(config: RunConfig, prepared: PreparedRun, directory: RunDirectory, stop: StopFlag) -> int:
     from rl_cluster.checkpoint import CheckpointError
     from rl_cluster.cluster.training import RunFailed, train
     from rl_cluster.telemetry.display import Display
@@ -151,7 +150,7 @@ def _announce(prepared: PreparedRun, run_dir: Path) -> None:
     for demand in prepared.demands:
         print(f"{demand.name}: replay of {demand.blocks:,} blocks × {demand.block_bytes:,} bytes")
     for row in prepared.effective.differences:
-        print(f"{row.name}: {row.requested!r} -> {row.effective!r} ({row.reason})")
+        print(f"{row.setting}: {row.requested!r} -> {row.effective!r} ({row.reason})")
     sys.stdout.flush()
 
 
@@ -183,9 +182,7 @@ def _stale_note(stale: bool, run: Path) -> list[str]:
 
 
 def _steer(arguments: argparse.Namespace) -> int:
-    from ray.exceptions import RayError
-
-    from rl_cluster.cluster.handle import attach
+    from rl_cluster.cluster.handle import RunUnreachable, attach
     from rl_cluster.run_directory import RunDirectoryError
 
     try:
@@ -194,7 +191,7 @@ def _steer(arguments: argparse.Namespace) -> int:
             handle.stop()
         else:
             getattr(handle, arguments.command)(arguments.task)
-    except (RunDirectoryError, ConnectionError, ValueError, RayError) as error:
+    except (RunDirectoryError, RunUnreachable, ValueError) as error:
         return _complain(str(error), FAILED)
     return DONE
 

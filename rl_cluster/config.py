@@ -2,12 +2,13 @@
 
 Invariant: a configuration that loads is complete and valid. An unknown key, a wrong type or a value
 out of range is a `ConfigError` that names the key, the value and, for a misspelt key, the nearest
-known one. `defaults` in a file is a shorthand: every task starts from it; the tree itself holds each
-task in full, so that `load(dump(config)) == config`.
+known one. `defaults` in a file is a shorthand: every task starts from it; the tree itself holds
+each task in full, so that `load(dump(config)) == config`.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
@@ -57,7 +58,7 @@ class RolloutConfig:
     environments: PositiveInt = 16
     """Environments in each actor."""
     inference_batch: PositiveInt = 8
-    """Environments answered by one forward pass; fewer than `environments` keeps the rest stepping."""
+    """Environments in one forward pass; fewer than `environments` keeps the rest stepping."""
     env_threads: NonNegativeInt = 0
     """Threads that step one actor's environments; 0: this task's share of the cores."""
     torch_threads: PositiveInt = 1
@@ -115,7 +116,7 @@ class AgentConfig:
     dueling: bool = True
     """Dueling heads (Wang et al. 2016)."""
     conv_channels: tuple[PositiveInt, ...] = (32, 64, 64)
-    """Filters of the convolutions for images (kernels 8, 4, 3; strides 4, 2, 1: Mnih et al. 2015)."""
+    """Filters of the convolutions (kernels 8, 4, 3; strides 4, 2, 1: Mnih et al. 2015)."""
     hidden: PositiveInt = 512
     """Units of the hidden layers."""
     huber_delta: PositiveFloat = 1.0
@@ -335,14 +336,11 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
 def _merged(base: Mapping[str, Any], over: Any) -> dict[str, Any]:
     if not isinstance(over, Mapping):
         raise ConfigError(f"expected a mapping of settings, found {over!r}")
-    merged = {key: _merged({}, value) if isinstance(value, Mapping) else value
-              for key, value in base.items()}  # fmt: skip
+    merged: dict[str, Any] = copy.deepcopy(dict(base))
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(value, Mapping):
-            merged[key] = _merged(old if isinstance(old, Mapping) else {}, value)
-        else:
-            merged[key] = value
+        nested = old if isinstance(old, Mapping) else {}
+        merged[key] = _merged(nested, value) if isinstance(value, Mapping) else value
     return merged
 
 

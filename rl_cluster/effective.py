@@ -21,7 +21,7 @@ from rl_cluster.machine import Machine
 class Difference:
     """One setting that the machine decided."""
 
-    name: str
+    setting: str
     requested: Any
     effective: Any
     reason: str
@@ -35,7 +35,7 @@ class EffectiveConfig:
     differences: tuple[Difference, ...]
 
     def dump(self) -> str:
-        """YAML text of `effective.yaml`: the differences with their reasons, then the whole tree."""
+        """YAML text of `effective.yaml`: differences with their reasons, then the whole tree."""
         differences = [dataclasses.asdict(difference) for difference in self.differences]
         document = {
             "differences": differences,
@@ -79,9 +79,7 @@ def _resolve_task(
     for (group, field, placeholder), (value, reason) in automatic.items():
         part = getattr(task, group)
         if getattr(part, field) == placeholder:
-            task = dataclasses.replace(
-                task, **{group: dataclasses.replace(part, **{field: value})}
-            )
+            task = dataclasses.replace(task, **{group: dataclasses.replace(part, **{field: value})})
             differences.append(
                 Difference(f"tasks.{name}.{group}.{field}", placeholder, value, reason)
             )

@@ -1,6 +1,7 @@
 """The evaluator: fixed seeds, fresh environments, the policy of one checkpoint.
 
-Invariant: every evaluation of a task plays the same starts, so two of them differ by their policies.
+Invariant: every evaluation of a task plays the same starts, so two of them differ by their
+policies.
 """
 
 from __future__ import annotations
@@ -35,9 +36,7 @@ class Evaluator:
         settings = config.evaluation
         self._seeds = [settings.seed + i for i in range(settings.games)]
         self._network = build_network(config.agent, spec)
-        self._policy = GreedyPolicy(
-            self._network, bfloat16=config.rollout.precision == "bfloat16"
-        )
+        self._policy = GreedyPolicy(self._network, bfloat16=config.rollout.precision == "bfloat16")
 
     def random_baseline(self) -> GameResults:
         """One whole game of uniformly random play from each start."""

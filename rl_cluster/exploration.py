@@ -10,7 +10,7 @@ import numpy as np
 
 
 def epsilon_ladder(base: float, alpha: float, num_envs: int) -> np.ndarray:
-    """(num_envs,) float64: ε_i = base^(1 + α i / (N - 1)) (Ape-X, Horgan et al. 2018, section 4.1)."""
+    """(num_envs,) float64: ε_i = base^(1 + α i / (N - 1)) (Horgan et al. 2018, section 4.1)."""
     position = np.arange(num_envs) / max(1, num_envs - 1)
     return np.asarray(base ** (1 + alpha * position), np.float64)
 

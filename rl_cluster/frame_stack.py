@@ -29,7 +29,7 @@ class FrameStack:
         Returns:
           (b, depth, *obs_shape) in fresh memory, oldest first, newest last.
         """
-        stacks = self._stacks[env_ids]
+        stacks: np.ndarray = self._stacks[env_ids]
         stacks[:, :-1] = stacks[:, 1:]
         stacks[:, -1] = observations
         if first.any():

@@ -1,7 +1,7 @@
 """The learner: one update after another, for ever, and a new policy version every so many.
 
-Invariant: a step is whole or did not happen. Counters move only with the parameters; a batch that is
-not finite is counted, its sources are named, and nothing else changes.
+Invariant: a step is whole or did not happen. Counters move only with the parameters; a batch that
+is not finite is counted, its sources are named, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Learner:
         """
         optimizer = dict(checkpoint.optimizer)
         random_state = optimizer.pop("random.torch")
-        self.agent.load_tensors(checkpoint.model, optimizer)
+        self.agent.load_tensors(dict(checkpoint.model), optimizer)
         torch.set_rng_state(random_state)
         self.counters = LearnerCounters(**checkpoint.state["learner"])
 

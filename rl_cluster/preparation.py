@@ -89,7 +89,7 @@ def what_would_run(config: RunConfig) -> list[tuple[str, str, str, str]]:
     """
     prepared = prepare(config)
     rows = [
-        (d.name, str(d.requested), str(d.effective), d.reason)
+        (d.setting, str(d.requested), str(d.effective), d.reason)
         for d in prepared.effective.differences
     ]
     for demand in prepared.demands:

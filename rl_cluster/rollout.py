@@ -156,7 +156,7 @@ class Rollout:
             self._policy.load(newer[1])
 
     def _builder(self, env_id: int) -> BlockBuilder:
-        """Builders start with first blocks of different lengths, so that they do not all seal at once."""
+        """First blocks differ in length, so that builders do not all seal at once."""
         settings, num_envs = self._settings, len(self._settings.ladder)
         return BlockBuilder(
             f"{settings.name}/env/{env_id}",

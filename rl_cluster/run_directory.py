@@ -1,7 +1,8 @@
 """The run directory: made once, written by one process, found again by `--resume`.
 
 Invariant: a directory has at most one writer, which holds its lock; the kernel lets go of the lock
-however that writer dies. Nothing in a directory that is already a run is overwritten without resume.
+however that writer dies. Nothing in a directory that is already a run is overwritten without
+resume.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class RunDirectory:
         """Lock the directory for writing.
 
         Raises:
-          RunDirectoryError: another process holds it; it is a run and `resume` is false; or there is
+          RunDirectoryError: another process holds it; it is a run and `resume` is false; or there
+          is
             nothing to resume.
         """
         is_run = (self.path / "config.yaml").exists()

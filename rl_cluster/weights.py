@@ -1,7 +1,7 @@
 """The newest weights of every task, by policy version.
 
-Invariant: versions only grow; an older or equal one is refused, so a learner that came back from the
-dead cannot roll acting back.
+Invariant: versions only grow; an older or equal one is refused, so a learner that came back from
+the dead cannot roll acting back.
 """
 
 from __future__ import annotations

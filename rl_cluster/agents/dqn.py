@@ -1,7 +1,9 @@
-"""Double, dueling DQN with n-step returns and prioritization (Hessel et al. 2018, without C51 and noise).
+"""Double, dueling DQN with n-step returns and prioritization.
 
-Invariant: an update happens whole or not at all. A batch that is not finite, or that gives a loss or a
-gradient that is not, leaves parameters, optimizer and target network as they were.
+Rainbow (Hessel et al. 2018) without the distribution and the noise.
+
+Invariant: an update happens whole or not at all. A batch that is not finite, or that gives a loss
+or a gradient that is not, leaves parameters, optimizer and target network as they were.
 """
 
 from __future__ import annotations
@@ -137,7 +139,7 @@ class DQN:
             self.target.load_state_dict(self.online.state_dict())
 
     def _allocate_optimizer_state(self) -> None:
-        """Take Adam's memory now, so that a full device fails at the start and not an hour later."""
+        """Take Adam's memory now, so that a full device fails at the start, not later."""
         for parameter in self.online.parameters():
             self.optimizer.state[parameter] = {
                 "step": torch.zeros((), device=self._device),
@@ -200,6 +202,6 @@ def _check_same(own: dict[str, Tensor], other: dict[str, Tensor], what: str) -> 
         name = wrong[0]
         raise ValueError(
             f"the checkpoint's {what} does not fit this configuration at {name}: it has "
-            f"{given.get(name, 'nothing')}, expected {shapes.get(name, 'nothing')}. Resume with the "
-            "configuration that it was made with"
+            f"{given.get(name, 'nothing')}, expected {shapes.get(name, 'nothing')}. "
+            "Resume with the configuration that it was made with"
         )

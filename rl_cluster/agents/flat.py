@@ -1,7 +1,7 @@
 """Parameters as one flat vector: what travels from learner to rollouts.
 
-Invariant: the order is that of `Module.parameters()`, so two networks of one architecture agree on it;
-a vector of another length is refused.
+Invariant: the order is that of `Module.parameters()`, so two networks of one architecture agree on
+it; a vector of another length is refused.
 """
 
 from __future__ import annotations

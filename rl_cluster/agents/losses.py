@@ -1,12 +1,11 @@
 """Losses and targets as pure functions, in the papers' names.
 
-Invariant: nothing here holds state or knows where data comes from. Shapes: B transitions, A actions;
-`_tm1` is before the action, `_t` after the (n-step) transition.
+Invariant: nothing here holds state or knows where data comes from. Shapes: B transitions, A
+actions; `_tm1` is before the action, `_t` after the (n-step) transition.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 

@@ -40,7 +40,9 @@ class QNetwork(nn.Module):
         super().__init__()
         self._image = len(obs_shape) == 3
         self.torso = (
-            _convolutions(obs_shape, conv_channels) if self._image else _perceptron(obs_shape, hidden)
+            _convolutions(obs_shape, conv_channels)
+            if self._image
+            else _perceptron(obs_shape, hidden)
         )
         with torch.no_grad():
             features = self.torso(torch.zeros(1, *obs_shape)).shape[1]
@@ -52,11 +54,12 @@ class QNetwork(nn.Module):
         device = observations.device.type
         low = self._image and torch.is_autocast_enabled(device)
         # Whole numbers up to 255 are exact in bfloat16, and one pass is all that they cost.
-        features = self.torso(observations.to(torch.bfloat16 if low else torch.float32))
-        advantage = self.advantage(features).float()
+        features: Tensor = self.torso(observations.to(torch.bfloat16 if low else torch.float32))
+        advantage: Tensor = self.advantage(features).float()
         if self.value is None:
             return advantage
-        return self.value(features).float() + advantage - advantage.mean(1, keepdim=True)
+        value: Tensor = self.value(features).float()
+        return value + advantage - advantage.mean(1, keepdim=True)
 
 
 class PixelConvolution(nn.Conv2d):
@@ -67,7 +70,8 @@ class PixelConvolution(nn.Conv2d):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, filters, height, width) of (B, channels, height, width) pixels."""
-        return self._conv_forward(pixels, self.weight / 255.0, self.bias)
+        outputs: Tensor = self._conv_forward(pixels, self.weight / 255.0, self.bias)
+        return outputs
 
 
 def _convolutions(obs_shape: tuple[int, ...], channels: tuple[int, ...]) -> nn.Sequential:

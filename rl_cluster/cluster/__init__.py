@@ -1,1 +1,1 @@
-"""The only place that imports Ray: actor shells around plain parts, their wiring, the run's handle."""
+"""The only place that imports Ray: actor shells, their wiring, the run's handle."""

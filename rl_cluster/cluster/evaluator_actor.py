@@ -16,6 +16,7 @@ import torch
 from ray.exceptions import RayError
 
 from rl_cluster.checkpoint import CheckpointStore
+from rl_cluster.cluster.actors import Actor, read
 from rl_cluster.cluster.messages import (
     Candidate,
     EvaluatorStatus,
@@ -40,7 +41,6 @@ _NICENESS = 10
 _LEARNER_TIMEOUT_S = 60.0
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=2)
 class EvaluatorActor:
     """Evaluator of one task."""
 
@@ -99,19 +99,15 @@ class EvaluatorActor:
     def _ask_learner(self) -> Candidate | None:
         """A checkpoint to evaluate; None while there is no learner to ask."""
         return self._with_learner(
-            lambda learner: ray.get(learner.candidate.remote(), timeout=_LEARNER_TIMEOUT_S)
+            lambda learner: read(learner.candidate.remote(), _LEARNER_TIMEOUT_S)
         )
 
     def _tell_learner(self, step: int, best: Best | None) -> None:
         self._with_learner(
-            lambda learner: ray.get(
-                learner.evaluated.remote(step, best), timeout=_LEARNER_TIMEOUT_S
-            )
+            lambda learner: read(learner.evaluated.remote(step, best), _LEARNER_TIMEOUT_S)
         )
 
-    def _with_learner(
-        self, call: Callable[[ray.actor.ActorHandle], Candidate | None]
-    ) -> Candidate | None:
+    def _with_learner(self, call: Callable[[Actor], Candidate | None]) -> Candidate | None:
         try:
             return call(ray.get_actor(learner_name(self._task)))
         except (ValueError, RayError) as error:  # ValueError: no actor of that name now
@@ -122,4 +118,3 @@ class EvaluatorActor:
 def _best_of(evaluations: list[Evaluation]) -> Best | None:
     best = max(evaluations, key=lambda e: e.mean_return, default=None)
     return None if best is None else Best(best.mean_return, best.learner_updates)
-

@@ -7,39 +7,45 @@ nothing in training.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from rl_cluster.cluster import names, runtime
+from rl_cluster.cluster.actors import Actor, Ref, cause_of, read
 from rl_cluster.run_directory import read_address
 from rl_cluster.telemetry.summary import Summary
 
 _ANSWER_TIMEOUT_S = 30.0
 
 
+class RunUnreachable(RuntimeError):
+    """The run's cluster or supervisor does not answer, or refused; the message says which."""
+
+
 class RunHandle:
     """A live run."""
 
-    def __init__(self, supervisor: ActorHandle) -> None:
+    def __init__(self, supervisor: Actor) -> None:
         self._supervisor = supervisor
 
     def summary(self) -> Summary:
         """State and figures, as in summary.json."""
-        summary: Summary = ray.get(self._supervisor.summary.remote(), timeout=_ANSWER_TIMEOUT_S)
+        summary: Summary = _answer(self._supervisor.summary.remote())
         return summary
 
     def pause(self, task: str | None = None) -> None:
-        """Let a task rest, or every one; ValueError names the tasks where it has another name."""
-        ray.get(self._supervisor.pause.remote(task), timeout=_ANSWER_TIMEOUT_S)
+        """Let a task rest, or every one; RunUnreachable names the tasks where there is no such."""
+        _answer(self._supervisor.pause.remote(task))
 
     def resume(self, task: str | None = None) -> None:
         """Let a paused task go on, or every one."""
-        ray.get(self._supervisor.resume.remote(task), timeout=_ANSWER_TIMEOUT_S)
+        _answer(self._supervisor.resume.remote(task))
 
     def stop(self) -> None:
         """Save everything and end the run."""
-        ray.get(self._supervisor.stop.remote(), timeout=_ANSWER_TIMEOUT_S)
+        _answer(self._supervisor.stop.remote())
 
 
 def attach(run_dir: str | Path) -> RunHandle:
@@ -47,8 +53,21 @@ def attach(run_dir: str | Path) -> RunHandle:
 
     Raises:
       RunDirectoryError: it is not running, or this is no run.
-      ConnectionError: its cluster cannot be reached.
+      RunUnreachable: its cluster or its supervisor does not answer.
     """
     place = read_address(Path(run_dir))
-    runtime.join(place.address, place.namespace)
-    return RunHandle(ray.get_actor(names.SUPERVISOR, namespace=place.namespace))
+    try:
+        runtime.join(place.address, place.namespace)
+        return RunHandle(ray.get_actor(names.SUPERVISOR, namespace=place.namespace))
+    except (ConnectionError, ValueError, RayError) as error:
+        raise RunUnreachable(
+            f"the run in {run_dir} says that it is at {place.address} (process {place.pid}), but "
+            f"it does not answer: {cause_of(error)}"
+        ) from error
+
+
+def _answer(ref: Ref) -> Any:
+    try:
+        return read(ref, _ANSWER_TIMEOUT_S)
+    except RayError as error:
+        raise RunUnreachable(cause_of(error)) from error

@@ -1,23 +1,27 @@
 """Figures of the host and of Ray's object store, as the supervisor's process sees them.
 
-Invariant: reading them never disturbs a run; a process that ends while it is read counts as nothing.
+Invariant: reading them never disturbs a run; a process that ends while it is read counts as
+nothing.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import psutil
 import ray
-from ray._private.internal_api import node_stats
+from ray._private import internal_api
 
 
 def object_store_bytes() -> int:
     """Bytes in use in this node's object store."""
+    ray_nodes: Any = ray.nodes
+    node_stats: Any = internal_api.node_stats
     here = ray.get_runtime_context().get_node_id()
-    node = next(node for node in ray.nodes() if node["NodeID"] == here)
-    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False).store_stats
-    return int(stats.object_store_bytes_used)
+    node = next(node for node in ray_nodes() if node["NodeID"] == here)
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)
+    return int(stats.store_stats.object_store_bytes_used)
 
 
 def run_memory_bytes() -> int:

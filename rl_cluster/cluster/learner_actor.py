@@ -1,7 +1,8 @@
 """Shell of the learner: the loop, what a person may ask of it, checkpoints, publication.
 
-Invariant: everything that reads or changes the learner from outside happens between two steps, on the
-loop's own thread. The loop never waits for anyone: no batch means a short wait and another look.
+Invariant: everything that reads or changes the learner from outside happens between two steps, on
+the loop's own thread. The loop never waits for anyone: no batch means a short wait and another
+look.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 import torch
-from ray import ObjectRef
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
+from rl_cluster.cluster.actors import Actor, Ref, read
 from rl_cluster.cluster.messages import Candidate, LearnerStatus, notice
 from rl_cluster.cluster.replay_client import ReplayClient
 from rl_cluster.config import TaskConfig
@@ -37,7 +37,6 @@ _COMMAND_TIMEOUT_S = 60.0
 _REPLAY_STATE_TIMEOUT_S = 2.0
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=8)
 class LearnerActor:
     """Learner of one task."""
 
@@ -48,8 +47,8 @@ class LearnerActor:
         spec: EnvironmentSpec,
         task_dir: str,
         seed: int,
-        replay: ActorHandle,
-        weights: ActorHandle,
+        replay: Actor,
+        weights: Actor,
         tracker_id: str,
         reply_timeout_s: float,
     ) -> None:
@@ -67,9 +66,7 @@ class LearnerActor:
         )
         agent = config.agent
         rule = TransitionRule(agent.frame_stack, agent.n_step, agent.discount, agent.reward_clip)
-        self._source = ReplayClient(
-            replay, rule, lambda: self._learner.counters, reply_timeout_s
-        )
+        self._source = ReplayClient(replay, rule, lambda: self._learner.counters, reply_timeout_s)
         self._store = CheckpointStore(Path(task_dir) / "checkpoints", config.checkpoint.keep)
         self._commands: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._notices: list[dict[str, str]] = []
@@ -85,7 +82,7 @@ class LearnerActor:
 
     def run(self) -> None:
         """Learn until `stop`."""
-        ray.get(self._replay.attach.remote(self._replay_state))
+        read(self._replay.attach.remote(self._replay_state), _COMMAND_TIMEOUT_S)
         self._save()
         self._learner.publish()
         self._source.start()
@@ -105,11 +102,11 @@ class LearnerActor:
         return LearnerStatus(
             **asdict(self._learner.counters),
             paused=self._paused,
-            loss=_finite(newest and newest.loss),
+            loss=_finite(None if newest is None else newest.loss),
             td_error_abs_mean=None if td_errors is None else float(np.abs(td_errors).mean()),
-            q_mean=_finite(newest and newest.q_mean),
-            gradient_norm=_finite(newest and newest.gradient_norm),
-            learning_rate=_finite(newest and newest.learning_rate),
+            q_mean=_finite(None if newest is None else newest.q_mean),
+            gradient_norm=_finite(None if newest is None else newest.gradient_norm),
+            learning_rate=_finite(None if newest is None else newest.learning_rate),
             wait_share=min(1.0, share),
             publish_ms=self._publish_ms,
             checkpoint_s=self._checkpoint_s,
@@ -125,7 +122,7 @@ class LearnerActor:
         self._between_steps(lambda: setattr(self, "_paused", False))
 
     def checkpoint(self) -> str | None:
-        """Save now; return the checkpoint's path, None where saving failed (an incident says why)."""
+        """Save now; return the checkpoint's path, None where saving failed."""
         path = self._between_steps(self._save)
         return None if path is None else str(path)
 
@@ -170,12 +167,12 @@ class LearnerActor:
 
     def _publish(self, version: int, flat: np.ndarray) -> None:
         start_s = time.monotonic()
-        ref: ObjectRef = ray.put(flat)
+        ref: Ref = ray.put(flat)
         self._weights.publish.remote(self._task, version, [ref])
         self._publish_ms = 1e3 * (time.monotonic() - start_s)
 
     def _restore(self) -> None:
-        """Continue from the newest whole checkpoint, above every version that was ever published."""
+        """Continue from the newest whole checkpoint, above every version ever published."""
         loaded = self._store.load_latest(self._learner.schema)
         if loaded is not None:
             self._learner.restore(loaded.checkpoint)
@@ -188,7 +185,7 @@ class LearnerActor:
                 for error in loaded.refused
             ]
         counters = self._learner.counters
-        published: int = ray.get(self._weights.version.remote(self._task))
+        published: int = read(self._weights.version.remote(self._task), _COMMAND_TIMEOUT_S)
         counters.policy_version = max(counters.policy_version, published)
 
     def _save(self) -> Path | None:
@@ -222,9 +219,7 @@ class LearnerActor:
     def _newest_replay_state(self) -> dict[str, Any] | None:
         """The replay's state, or the last one known where it does not answer in time."""
         try:
-            self._replay_state = ray.get(
-                self._replay.state.remote(), timeout=_REPLAY_STATE_TIMEOUT_S
-            )
+            self._replay_state = read(self._replay.state.remote(), _REPLAY_STATE_TIMEOUT_S)
         except RayError as error:
             self._notices.append(
                 notice("replay_silent", str(error), "saved with its last known state")
@@ -241,7 +236,7 @@ class LearnerActor:
             command, future = self._commands.get()
             try:
                 future.set_result(command())
-            except Exception as error:  # thread boundary: raised again in the caller's thread
+            except Exception as error:  # noqa: BLE001 - thread boundary: raised again there
                 future.set_exception(error)
 
 

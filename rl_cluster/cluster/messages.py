@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from ray import ObjectRef
 
+from rl_cluster.cluster.actors import Ref
 from rl_cluster.evaluation import Best, Evaluation
 from rl_cluster.replay.index import Sample
 
-BlockRef = ObjectRef
+BlockRef = Ref
 """Reference to a `Block`, owned by the replay actor that called for it."""
 
 

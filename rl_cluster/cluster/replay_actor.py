@@ -13,11 +13,9 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-import ray
-from ray import ObjectRef
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from rl_cluster.cluster.actors import Actor, Ref, cause_of
 from rl_cluster.cluster.messages import (
     BlockRef,
     ReplayStatus,
@@ -36,7 +34,6 @@ _RECENT = 4_096  # rows behind the percentiles
 PREFETCHED_BATCHES = 4
 
 
-@ray.remote(num_cpus=0)
 class ReplayActor:
     """Index, rate limiter and collection of one task."""
 
@@ -54,7 +51,7 @@ class ReplayActor:
         self._refs: dict[int, BlockRef] = {}
         self._next_block_id = 0
         self._in_flight = 0
-        self._sampled, self._attached = asyncio.Event(), asyncio.Event()
+        self._room_changed, self._attached = asyncio.Event(), asyncio.Event()
         self._collectors: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, str] = {}
         self._env_steps_before, self._episodes = 0, 0
@@ -89,7 +86,7 @@ class ReplayActor:
             "lengths": list(self._lengths),
         }
 
-    async def add_rollout(self, name: str, rollout: ActorHandle) -> None:
+    async def add_rollout(self, name: str, rollout: Actor) -> None:
         """Collect from a rollout from now on; one of the same name is forgotten."""
         self._failed.pop(name, None)
         if name in self._collectors:
@@ -108,7 +105,7 @@ class ReplayActor:
             self._limiter.sample(batch)
             self._ages.extend(self._index.ages(samples[-1]).tolist())
         if samples:
-            self._sampled.set()
+            self._room_changed.set()
         oldest = self._next_block_id - len(self._refs)
         first_unknown = max(oldest, request.known_block_id + 1)
         new = tuple((i, self._refs[i]) for i in range(first_unknown, self._next_block_id))
@@ -149,7 +146,7 @@ class ReplayActor:
         progress = min(1.0, self._updates / replay.importance_updates)
         return replay.importance_exponent + (1 - replay.importance_exponent) * progress
 
-    async def _collect_from(self, name: str, rollout: ActorHandle) -> None:
+    async def _collect_from(self, name: str, rollout: Actor) -> None:
         """Call one rollout for blocks, for ever or until it fails."""
         await self._attached.wait()
         blocks = self._config.rollout.blocks_per_collect
@@ -157,28 +154,26 @@ class ReplayActor:
             await self._room()
             self._in_flight += self._chunk
             try:
-                refs = rollout.collect.options(num_returns=blocks + 1).remote(
-                    blocks, self._env_steps
-                )
+                call: Any = rollout.collect.options(num_returns=blocks + 1)
+                refs: list[Ref] = call.remote(blocks, self._env_steps)
                 infos, report = await refs[0]
             except RayError as error:
-                self._failed[name] = f"{type(error).__name__}: {_last_line(error)}"
+                self._failed[name] = cause_of(error)
                 return
             finally:
                 self._in_flight -= self._chunk
+                self._room_changed.set()
             self._take(infos, refs[1:], report)
 
     async def _room(self) -> None:
         """Wait until the ratio allows another call for blocks."""
         start_s = time.monotonic()
         while not self._limiter.may_insert(self._in_flight + self._chunk):
-            self._sampled.clear()
-            await self._sampled.wait()
+            self._room_changed.clear()
+            await self._room_changed.wait()
         self._held_back_s += time.monotonic() - start_s
 
-    def _take(
-        self, infos: list[BlockInfo], refs: list[ObjectRef], report: CollectReport
-    ) -> None:
+    def _take(self, infos: list[BlockInfo], refs: list[Ref], report: CollectReport) -> None:
         for info, ref in zip(infos, refs, strict=True):
             evicted = self._index.insert(self._next_block_id, info)
             self._refs[self._next_block_id] = ref
@@ -193,8 +188,3 @@ class ReplayActor:
         self._lengths.extend(game.env_steps for game in report.games)
         self._episodes += len(report.games)
         self._epsilon = report.epsilon_mean
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""

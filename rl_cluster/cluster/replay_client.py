@@ -1,7 +1,7 @@
 """The learner's end of replay: maps blocks, gathers batches in a thread, carries TD errors back.
 
-Invariant: blocks are mapped before a sample that needs them is gathered, and let go of as soon as the
-replay says that they are gone; so an evicted block leaves the object store.
+Invariant: blocks are mapped before a sample that needs them is gathered, and let go of as soon as
+the replay says that they are gone; so an evicted block leaves the object store.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 import ray
-from ray import ObjectRef
-from ray.actor import ActorHandle
 
+from rl_cluster.cluster.actors import Actor, Ref, read
 from rl_cluster.cluster.messages import SampleReply, SampleRequest
 from rl_cluster.learner import LearnerCounters
 from rl_cluster.replay.block import Block
@@ -40,7 +39,7 @@ class ReplayClient:
 
     def __init__(
         self,
-        replay: ActorHandle,
+        replay: Actor,
         rule: TransitionRule,
         counters: Callable[[], LearnerCounters],
         reply_timeout_s: float,
@@ -84,15 +83,15 @@ class ReplayClient:
     def _run(self) -> None:
         try:
             self._gather_for_ever()
-        except Exception as error:  # thread boundary: `next` raises it in the learner's loop
+        except Exception as error:  # noqa: BLE001 - thread boundary: `next` raises it again
             self._failure = error
 
     def _gather_for_ever(self) -> None:
-        calls: deque[ObjectRef] = deque()
+        calls: deque[Ref] = deque()
         while not self._closed.is_set():
             while len(calls) < _CALLS_AHEAD:
                 calls.append(self._replay.sample.remote(self._request()))
-            reply: SampleReply = ray.get(calls.popleft(), timeout=self._reply_timeout_s)
+            reply: SampleReply = read(calls.popleft(), self._reply_timeout_s)
             self._map(reply)
             for sample in reply.samples:
                 self._hand_over(gather(sample, self._blocks))

@@ -1,7 +1,7 @@
 """From what actors report to what people read: the summary and the rows of metrics.
 
-Invariant: a figure that is not known yet is None or 0 as the summary's contract says, never a guess.
-Rates are differences of counters over a short window, so a pause shows as 0 within seconds.
+Invariant: a figure that is not known yet is None or 0 as the summary's contract says, never a
+guess. Rates are differences of counters over a short window, so a pause shows as 0 within seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WINDOW_S = 10.0
 
 @dataclass
 class Totals:
-    """Counters that must not fall when an actor is replaced: its successor starts from a checkpoint."""
+    """Newest counters: they outlive the actor that reported them."""
 
     env_steps: int = 0
     learner_updates: int = 0

@@ -10,30 +10,29 @@ import time
 from typing import Any
 
 import numpy as np
-import ray
 import torch
-from ray import ObjectRef
-from ray.actor import ActorHandle
 
 from rl_cluster import exploration
 from rl_cluster.agents.policy import GreedyPolicy
+from rl_cluster.cluster.actors import Actor, Ref, is_here, read
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import make_environment, spec_of
 from rl_cluster.learner import build_network
 from rl_cluster.rollout import Rollout, RolloutSettings
 
 _LOOK_PERIOD_S = 0.02  # between two looks whether newer weights have come
+_HERE_S = 10.0  # for what was seen to be here
 
 
 class WeightsInbox:
     """Newer weights as they arrive: one question always open, looked at now and then."""
 
-    def __init__(self, weights: ActorHandle, task: str) -> None:
+    def __init__(self, weights: Actor, task: str) -> None:
         self._weights, self._task = weights, task
         self._version = -1
         self._looked_s = 0.0
-        self._question: ObjectRef = weights.next_after.remote(task, -1)
-        self._vector: ObjectRef | None = None
+        self._question: Ref = weights.next_after.remote(task, -1)
+        self._vector: Ref | None = None
 
     def __call__(self) -> tuple[int, np.ndarray] | None:
         """Newest weights if they are here; never blocks."""
@@ -42,29 +41,23 @@ class WeightsInbox:
             return None
         self._looked_s = now_s
         if self._vector is None:
-            if not _is_here(self._question):
+            if not is_here(self._question):
                 return None
-            published = ray.get(self._question)
+            published = read(self._question, _HERE_S)
             self._version, self._vector = published.version, published.payload[0]
-        if not _is_here(self._vector):
+        if not is_here(self._vector):
             return None
-        flat: np.ndarray = ray.get(self._vector)
+        flat: np.ndarray = read(self._vector, _HERE_S)
         self._vector = None
         self._question = self._weights.next_after.remote(self._task, self._version)
         return self._version, flat
 
 
-def _is_here(ref: ObjectRef) -> bool:
-    ready, _ = ray.wait([ref], timeout=0)
-    return bool(ready)
-
-
-@ray.remote(num_cpus=0, max_restarts=0)
 class RolloutActor:
     """Environments of one task."""
 
     def __init__(
-        self, task: str, index: int, config: TaskConfig, seed: int, weights: ActorHandle
+        self, task: str, index: int, config: TaskConfig, seed: int, weights: Actor
     ) -> None:
         torch.set_num_threads(config.rollout.torch_threads)
         rollout = config.rollout

@@ -1,7 +1,7 @@
 """Ray itself: how a run's cluster is started, joined and left.
 
-Invariant: a local cluster listens on loopback only, with Ray's token authentication, and never spills
-replay to disk: what does not fit was refused by admission.
+Invariant: a local cluster listens on loopback only, with Ray's token authentication, and never
+spills replay to disk: what does not fit was refused by admission.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> str
     """Start a local cluster, or join the one that the configuration names; return its address."""
     if config.address != "local":
         ray.init(config.address, namespace=namespace, log_to_driver=False)
-        return ray.get_runtime_context().gcs_address
+        return str(ray.get_runtime_context().gcs_address)
     _stay_on_loopback()
     ray.init(
         address="local",
@@ -46,7 +46,7 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> str
             "worker_niceness": 0,
         },
     )
-    return ray.get_runtime_context().gcs_address
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def join(address: str, namespace: str) -> None:
@@ -56,9 +56,7 @@ def join(address: str, namespace: str) -> None:
     if not ray.is_initialized():
         # Ray does this by itself only for a cluster that it found by itself.
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-        ray.init(
-            address, namespace=namespace, log_to_driver=False, logging_level=logging.WARNING
-        )
+        ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.WARNING)
 
 
 def leave() -> None:
@@ -69,7 +67,7 @@ def leave() -> None:
 def _stay_on_loopback() -> None:
     """Let Ray take 127.0.0.1 for this node's address, so that nothing listens beyond it.
 
-    Ray replaces a loopback address that it is given by one that others can reach; this switch, which
-    Ray sets on macOS, is the one that it obeys.
+    Ray replaces a loopback address that it is given by one that others can reach; this switch,
+    which Ray sets on macOS, is the one that it obeys.
     """
     ray_constants.ENABLE_RAY_CLUSTER = False

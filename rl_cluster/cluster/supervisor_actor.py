@@ -1,7 +1,7 @@
 """The supervisor: compares what should run with what runs, and mends the difference.
 
-Invariant: decisions are made by `supervision.plan` from records; this shell only looks, performs and
-reports. It takes no part in the flow of data, so its pace changes nothing in training.
+Invariant: decisions are made by `supervision.plan` from records; this shell only looks, performs
+and reports. It takes no part in the flow of data, so its pace changes nothing in training.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import ray
+from ray.exceptions import RayError
 
 from rl_cluster.cluster import host, names
-from rl_cluster.cluster.messages import LearnerStatus, RunClock
+from rl_cluster.cluster.actors import Actor, Ref, cause_of, read, spawn
+from rl_cluster.cluster.messages import RunClock
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.task_group import TaskGroup, TaskPlan
 from rl_cluster.cluster.telemetry_hub import TelemetryHub
@@ -27,7 +28,8 @@ from rl_cluster.supervision.plan import Park, RestartRule, Start, Stop, plan
 from rl_cluster.telemetry.summary import RunState, Summary
 
 _TICK_S = 1.0
-_SAVE_TIMEOUT_S = 6.0
+_SAVE_TIMEOUT_S = 4.0
+_ANSWER_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,6 @@ class RunPlan:
     gpus: int
 
 
-@ray.remote(num_cpus=0, max_concurrency=8)
 class SupervisorActor:
     """Supervisor of one run."""
 
@@ -55,7 +56,7 @@ class SupervisorActor:
             config.supervisor.backoff_s, config.supervisor.max_restarts, config.supervisor.window_s
         )
         self._rng = np.random.default_rng(config.seed)
-        self._weights = WeightsActor.options(name=names.WEIGHTS).remote()
+        self._weights = spawn(WeightsActor, names.WEIGHTS)
         self._groups = {task: self._group(task) for task in config.tasks}
         self._reports = {task: TaskReport(group) for task, group in self._groups.items()}
         self._stop_as: RunState | None = None
@@ -88,13 +89,13 @@ class SupervisorActor:
 
     def pause(self, task: str | None) -> None:
         """Let a task's learner rest, or every one; rollouts stop by themselves."""
-        for group in self._chosen(task):
-            ray.get(group.learner.actor.pause.remote())
+        for learner in self._chosen(task):
+            read(learner.pause.remote(), _ANSWER_TIMEOUT_S)
 
     def resume(self, task: str | None) -> None:
         """Let paused learners go on."""
-        for group in self._chosen(task):
-            ray.get(group.learner.actor.resume.remote())
+        for learner in self._chosen(task):
+            read(learner.resume.remote(), _ANSWER_TIMEOUT_S)
 
     def _tick(self, now_s: float) -> None:
         for group in self._live_groups():
@@ -158,36 +159,20 @@ class SupervisorActor:
         self._save([task for task, report in self._reports.items() if report.ended is None])
 
     def _save(self, tasks: list[str]) -> None:
-        """Let learners save and leave their loops; what does not answer in time keeps its last."""
-        learners = {task: self._groups[task].learner for task in tasks}
-        calls = {
-            worker.actor.stop.remote(): (task, worker)
-            for task, worker in learners.items()
-            if worker.actor is not None
-        }
-        done, late = ray.wait(
-            list(calls), num_returns=max(1, len(calls)), timeout=_SAVE_TIMEOUT_S
-        ) if calls else ([], [])  # fmt: skip
-        for ref in done:
-            task, worker = calls[ref]
-            self._take_last_status(task, worker, ref)
-        for ref in late:
-            task, worker = calls[ref]
-            self._hub.incident(
-                task, worker.name, "save_late", f"not saved in {_SAVE_TIMEOUT_S:.0f} s",
-                "its last checkpoint stands",
-            )  # fmt: skip
-
-    def _take_last_status(self, task: str, worker: Worker, ref: ray.ObjectRef) -> None:
-        try:
-            status: LearnerStatus = ray.get(ref)
-        except ray.exceptions.RayError as error:
-            self._hub.incident(
-                task, worker.name, "save_failed", str(error), "its last checkpoint stands"
-            )
-            return
-        worker.status = status
-        self._reports[task].refresh(time.monotonic())
+        """Let learners save and leave their loops; one that cannot keeps its last checkpoint."""
+        learners = [self._groups[task].learner for task in tasks]
+        calls: list[tuple[Worker, Ref]] = [
+            (w, w.actor.stop.remote()) for w in learners if w.actor is not None
+        ]
+        deadline_s = time.monotonic() + _SAVE_TIMEOUT_S
+        for learner, ref in calls:
+            try:
+                learner.status = read(ref, max(0.1, deadline_s - time.monotonic()))
+            except RayError as error:
+                self._hub.incident(
+                    learner.task, learner.name, "not_saved", cause_of(error), "last checkpoint kept"
+                )
+            self._reports[learner.task].refresh(time.monotonic())
 
     def _report(self, state: RunState) -> None:
         self._write_rows()
@@ -229,11 +214,11 @@ class SupervisorActor:
     def _live_groups(self) -> list[TaskGroup]:
         return [g for task, g in self._groups.items() if self._reports[task].ended is None]
 
-    def _chosen(self, task: str | None) -> list[TaskGroup]:
+    def _chosen(self, task: str | None) -> list[Actor]:
         if task is not None and task not in self._groups:
             raise ValueError(f"no task {task!r} in this run: it has {', '.join(self._groups)}")
         groups = self._live_groups() if task is None else [self._groups[task]]
-        return [group for group in groups if group.learner.actor is not None]
+        return [g.learner.actor for g in groups if g.learner.actor is not None]
 
     def _group(self, task: str) -> TaskGroup:
         run = self._run

@@ -1,7 +1,7 @@
 """The actors of one task: how each is made, and how they are joined.
 
-Invariant: actors are joined in the direction of the flow: rollouts are given to replay, replay to the
-learner; nothing is handed the other way but weights.
+Invariant: actors are joined in the direction of the flow: rollouts are given to replay, replay to
+the learner; nothing is handed the other way but weights.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ray.actor import ActorHandle
 
 from rl_cluster.cluster import names
+from rl_cluster.cluster.actors import Actor, spawn
 from rl_cluster.cluster.evaluator_actor import EvaluatorActor
 from rl_cluster.cluster.learner_actor import LearnerActor
 from rl_cluster.cluster.messages import (
@@ -47,7 +47,7 @@ class TaskPlan:
 class TaskGroup:
     """Places for a task's replay, learner, rollouts and evaluator, in the order of dependence."""
 
-    def __init__(self, plan: TaskPlan, weights: ActorHandle) -> None:
+    def __init__(self, plan: TaskPlan, weights: Actor) -> None:
         self.plan, self._weights = plan, weights
         self.config = plan.run.tasks[plan.task]
         timeout_s = plan.run.supervisor.heartbeat_timeout_s
@@ -103,14 +103,14 @@ class TaskGroup:
         return status
 
     def _start_replay(self, worker: Worker) -> None:
-        actor = ReplayActor.options(name=worker.name).remote(
-            self.plan.task, self.config, self._seed(worker)
-        )
+        actor = spawn(ReplayActor, worker.name, self.plan.task, self.config, self._seed(worker))
         worker.filled(actor, None)
 
     def _start_learner(self, worker: Worker) -> None:
         plan = self.plan
-        actor = LearnerActor.options(name=worker.name, num_gpus=plan.gpu_share).remote(
+        actor = spawn(
+            LearnerActor,
+            worker.name,
             plan.task,
             self.config,
             plan.spec,
@@ -120,13 +120,21 @@ class TaskGroup:
             self._weights,
             plan.tracker_id,
             plan.run.supervisor.heartbeat_timeout_s,
+            max_concurrency=8,
+            num_gpus=plan.gpu_share,
         )
         worker.filled(actor, actor.run.remote())
 
     def _start_rollout(self, worker: Worker) -> None:
         index = self.rollouts.index(worker)
-        actor = RolloutActor.options(name=worker.name).remote(
-            self.plan.task, index, self.config, self._seed(worker), self._weights
+        actor = spawn(
+            RolloutActor,
+            worker.name,
+            self.plan.task,
+            index,
+            self.config,
+            self._seed(worker),
+            self._weights,
         )
         worker.filled(actor, None)
         assert self.replay.actor is not None
@@ -134,8 +142,15 @@ class TaskGroup:
 
     def _start_evaluator(self, worker: Worker) -> None:
         plan = self.plan
-        actor = EvaluatorActor.options(name=worker.name).remote(
-            plan.task, self.config, plan.spec, str(plan.task_dir), plan.clock
+        actor = spawn(
+            EvaluatorActor,
+            worker.name,
+            plan.task,
+            self.config,
+            plan.spec,
+            str(plan.task_dir),
+            plan.clock,
+            max_concurrency=2,
         )
         worker.filled(actor, actor.run.remote())
 
@@ -147,4 +162,3 @@ class TaskGroup:
         life = 0 if worker.kind == "learner" else worker.starts + int(self.plan.clock.before_s)
         root = np.random.SeedSequence([self.plan.run.seed, zlib.crc32(worker.name.encode()), life])
         return int(root.generate_state(1)[0])
-

@@ -1,7 +1,7 @@
 """The driver of a run: prepares, starts the supervisor, watches, and leaves nothing behind.
 
-Invariant: whichever way a run ends, learners were asked to save first, the summary says how it ended,
-and every process that was started is gone when `train` returns.
+Invariant: whichever way a run ends, learners were asked to save first, the summary says how it
+ended, and every process that was started is gone when `train` returns.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import time
 import uuid
 from collections.abc import Callable
 
-import ray
-from ray import ObjectRef
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from rl_cluster.checkpoint import CheckpointStore
 from rl_cluster.cluster import names, runtime
+from rl_cluster.cluster.actors import Actor, Ref, is_here, read, spawn
 from rl_cluster.cluster.messages import RunClock
 from rl_cluster.cluster.supervisor_actor import RunPlan, SupervisorActor
 from rl_cluster.config import RunConfig
@@ -27,7 +25,8 @@ from rl_cluster.signals import StopFlag
 from rl_cluster.telemetry.summary import Summary
 
 _LOOK_S = 0.5
-_SAVE_TIMEOUT_S = 8.0
+_ANSWER_TIMEOUT_S = 60.0
+_SAVE_TIMEOUT_S = 7.0
 
 
 class RunFailed(RuntimeError):
@@ -61,7 +60,7 @@ def train(
             config.cluster, directory.name, prepared.admission.object_store_bytes
         )
         stop.install()  # Ray took SIGTERM when it started
-        supervisor = SupervisorActor.options(name=names.SUPERVISOR).remote(plan)
+        supervisor = spawn(SupervisorActor, names.SUPERVISOR, plan, max_concurrency=8)
         directory.write_address(ClusterAddress(address, directory.name, os.getpid()))
         return _watch(supervisor, stop, show)
     except RayError as error:
@@ -71,18 +70,15 @@ def train(
         directory.release()
 
 
-def _watch(
-    supervisor: ActorHandle, stop: StopFlag, show: Callable[[Summary], None]
-) -> Summary:
-    run: ObjectRef = supervisor.run.remote()
+def _watch(supervisor: Actor, stop: StopFlag, show: Callable[[Summary], None]) -> Summary:
+    run: Ref = supervisor.run.remote()
     while not stop.wait(_LOOK_S):
-        done, _ = ray.wait([run], timeout=0)
-        if done:
+        if is_here(run):
             break
-        show(ray.get(supervisor.summary.remote()))
+        show(read(supervisor.summary.remote(), _ANSWER_TIMEOUT_S))
     else:
-        ray.get(supervisor.stop.remote(), timeout=_SAVE_TIMEOUT_S)
-    summary: Summary = ray.get(run, timeout=_SAVE_TIMEOUT_S)
+        supervisor.stop.remote()
+    summary: Summary = read(run, _SAVE_TIMEOUT_S)
     return summary
 
 

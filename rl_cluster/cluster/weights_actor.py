@@ -9,21 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
-import ray
-from ray import ObjectRef
-
+from rl_cluster.cluster.actors import Ref
 from rl_cluster.weights import PublishedWeights, WeightStore
 
 
-@ray.remote(num_cpus=0)
 class WeightsActor:
     """Newest weights of every task of a run."""
 
     def __init__(self) -> None:
-        self._store: WeightStore[list[ObjectRef]] = WeightStore()
+        self._store: WeightStore[list[Ref]] = WeightStore()
         self._published: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
-    async def publish(self, task: str, version: int, payload: list[ObjectRef]) -> bool:
+    async def publish(self, task: str, version: int, payload: list[Ref]) -> bool:
         """Take a publication; `payload` holds one reference, in a list so that Ray passes it on."""
         kept = self._store.publish(task, version, payload)
         if kept:
@@ -34,7 +31,7 @@ class WeightsActor:
         """Newest version of a task, -1 where there is none."""
         return self._store.version(task)
 
-    async def next_after(self, task: str, version: int) -> PublishedWeights[list[ObjectRef]]:
+    async def next_after(self, task: str, version: int) -> PublishedWeights[list[Ref]]:
         """Wait for a version above `version` and return the newest."""
         while (newer := self._store.newer_than(task, version)) is None:
             await self._published[task].wait()

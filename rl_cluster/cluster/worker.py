@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from ray import ObjectRef
-from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayError
 
+from rl_cluster.cluster.actors import Actor, Ref, cause_of, is_here, read
 from rl_cluster.supervision.plan import Kind, WorkerRecord
 
+_HERE_S = 10.0  # for what was seen to be here
 
 Notice = dict[str, str]
 """Kind, cause, action and detail of an incident, as its worker words it."""
@@ -26,18 +26,18 @@ class Worker:
 
     def __init__(self, name: str, task: str, kind: Kind, heartbeat_timeout_s: float) -> None:
         self.name, self.task, self.kind = name, task, kind
-        self.actor: ActorHandle | None = None
+        self.actor: Actor | None = None
         self.status: Any = None
         """What the present actor last answered; None before its first answer."""
         self.starts = 0
         self._timeout_s = heartbeat_timeout_s
-        self._loop: ObjectRef | None = None
-        self._question: ObjectRef | None = None
+        self._loop: Ref | None = None
+        self._question: Ref | None = None
         self._asked_s = 0.0
         self._failures_s: list[float] = []
         self._cause = ""
 
-    def filled(self, actor: ActorHandle, loop: ObjectRef | None) -> None:
+    def filled(self, actor: Actor, loop: Ref | None) -> None:
         """Take a new actor and, where it has one, the call that runs its loop."""
         self.actor, self._loop, self._question = actor, loop, None
         self.starts += 1
@@ -52,14 +52,14 @@ class Worker:
             return None, ()
         notices: tuple[Notice, ...] = ()
         try:
-            if self._loop is not None and _is_here(self._loop):
-                ray.get(self._loop)
+            if self._loop is not None and is_here(self._loop):
+                read(self._loop, _HERE_S)
                 self._loop = None
             notices = self._ask(now_s)
         except ActorUnavailableError:
             self._question = None
         except RayError as error:
-            return self.fail(now_s, _cause(error)), ()
+            return self.fail(now_s, cause_of(error)), ()
         if self._question is not None and now_s - self._asked_s > self._timeout_s:
             return self.fail(now_s, f"no answer for {self._timeout_s:.0f} s: hung"), ()
         return None, notices
@@ -91,21 +91,11 @@ class Worker:
     def _ask(self, now_s: float) -> tuple[Notice, ...]:
         assert self.actor is not None
         notices: tuple[Notice, ...] = ()
-        if self._question is not None and _is_here(self._question):
-            self.status = ray.get(self._question)
+        if self._question is not None and is_here(self._question):
+            self.status = read(self._question, _HERE_S)
             self._question = None
             notices = getattr(self.status, "notices", ())
         if self._question is None:
-            method = self.actor.ping if self.kind == "rollout" else self.actor.status
+            method: Any = self.actor.ping if self.kind == "rollout" else self.actor.status
             self._question, self._asked_s = method.remote(), now_s
         return notices
-
-
-def _is_here(ref: ObjectRef) -> bool:
-    ready, _ = ray.wait([ref], timeout=0)
-    return bool(ready)
-
-
-def _cause(error: RayError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:500]

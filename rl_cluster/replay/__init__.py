@@ -1,1 +1,1 @@
-"""Experience kept for learning: blocks, their index, and the gather. Pure numpy: no Ray, no torch."""
+"""Experience kept for learning: blocks, their index, the gather. No Ray, no torch."""

@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows of one environment; all arrays have `rows` = context + core + tail entries."""
+    """Consecutive rows of one environment; all arrays have context + core + tail `rows`."""
 
     source: str
     """Who collected it, such as `rollout/0/env/3`."""
@@ -49,9 +49,10 @@ class Block:
 
     @property
     def starts(self) -> np.ndarray:
-        """(core,) bool: core rows that start a transition, which is all but the last of an episode."""
+        """(core,) bool: core rows that start a transition: all but the last of an episode."""
         core = slice(self.context, self.context + self.core)
-        return ~(self.terminated[core] | self.truncated[core])
+        ends: np.ndarray = self.terminated[core] | self.truncated[core]
+        return ~ends
 
     @property
     def nbytes(self) -> int:
@@ -115,11 +116,9 @@ class BlockBuilder:
     """Collects one environment's rows and seals a block whenever one is full.
 
     Args:
-      source: name of the environment.
-      length: core rows of a block.
-      context: frame stack - 1.
-      tail: n of the n-step return.
-      first_length: core rows of the first block; builders that differ in it seal at different times.
+      source: name of the environment. length: core rows of a block. context: frame stack - 1. tail:
+      n of the n-step return. first_length: core rows of the first block; builders that differ in it
+      seal at different times.
     """
 
     def __init__(

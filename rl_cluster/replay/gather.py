@@ -1,7 +1,7 @@
 """The gather: sampled places in blocks become one batch of numpy arrays.
 
-Invariant: blocks are only read, never written: they are zero-copy views of shared memory. What comes
-out is in memory of its own, so a batch stays whole when its blocks are evicted.
+Invariant: blocks are only read, never written: they are zero-copy views of shared memory. What
+comes out is in memory of its own, so a batch stays whole when its blocks are evicted.
 """
 
 from __future__ import annotations

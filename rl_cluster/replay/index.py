@@ -1,8 +1,8 @@
-"""The replay index: which transitions are kept, how likely each is to be drawn, which block goes next.
+"""The replay index: what is kept, how likely each is to be drawn, which block goes next.
 
-The index knows blocks by number and never holds their data. Invariants: priorities are those of live
-transitions only (rows that start none have 0); blocks leave in the order they came; a priority that
-arrives for a block which has left changes nothing.
+The index knows blocks by number and never holds their data. Invariants: priorities are those of
+live transitions only (rows that start none have 0); blocks leave in the order they came; a priority
+that arrives for a block which has left changes nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Sample:
 
 
 class ReplayIndex:
-    """Proportional prioritization over the transitions of a queue of blocks (Schaul et al. 2016)."""
+    """Proportional prioritization (Schaul et al. 2016) over a queue of blocks."""
 
     def __init__(
         self,

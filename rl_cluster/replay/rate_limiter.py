@@ -1,9 +1,9 @@
 """One ratio couples collection and learning: samples per insert, held from both sides.
 
-Reverb's rule (Cassirer et al. 2021, section 3.4): with `balance` = inserts × ratio - samples, counted
-from the end of warm-up, sampling may not take the balance below 0 and inserting may not take it above
-`slack`. Invariant: once warm, 0 <= balance <= slack whatever the two sides' speeds; so samples are
-within slack of inserts × ratio, and neither side can run away from the other.
+Reverb's rule (Cassirer et al. 2021, section 3.4): with `balance` = inserts × ratio - samples,
+counted from the end of warm-up, sampling may not take the balance below 0 and inserting may not
+take it above `slack`. Invariant: once warm, 0 <= balance <= slack whatever the two sides' speeds;
+so samples are within slack of inserts × ratio, and neither side can run away from the other.
 """
 
 from __future__ import annotations

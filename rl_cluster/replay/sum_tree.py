@@ -10,7 +10,7 @@ import numpy as np
 
 
 class SumTree:
-    """Values of indices 0 … size-1, all operations vectorized (Schaul et al. 2016, appendix B.2.1)."""
+    """Values of indices 0 … size-1, vectorized (Schaul et al. 2016, appendix B.2.1)."""
 
     def __init__(self, size: int) -> None:
         if size < 1:
@@ -53,7 +53,7 @@ class SumTree:
         rest = targets.astype(np.float64)
         for _ in range(self._depth):
             left = self._nodes[2 * nodes]
-            # Rounding can push a target to its interval's end: an empty right side is never entered.
+            # Rounding can push a target to its interval's end: never enter an empty side.
             right = (rest >= left) & (self._nodes[2 * nodes + 1] > 0)
             rest = np.where(right, rest - left, rest)
             nodes = 2 * nodes + right

@@ -1,9 +1,9 @@
 """Transitions of one block: n-step returns, discounts, and where the two stacks lie.
 
-Notation of DQN Zoo: the transition that starts at row k is (s_tm1, a_tm1, r_t, discount_t, s_t) with
-r_t = Σ_{i=1..m} γ^{i-1} r_{k+i} and s_t the stack at row k + m. Invariant: m is n, or fewer when the
-episode ends first, so a transition never leaves its episode; discount_t is γ^m, or 0 where row k + m
-is terminal. A truncation keeps γ^m: it says nothing of the value behind it.
+Notation of DQN Zoo: the transition that starts at row k is (s_tm1, a_tm1, r_t, discount_t, s_t)
+with r_t = Σ_{i=1..m} γ^{i-1} r_{k+i} and s_t the stack at row k + m. Invariant: m is n, or fewer
+when the episode ends first, so a transition never leaves its episode; discount_t is γ^m, or 0 where
+row k + m is terminal. A truncation keeps γ^m: it says nothing of the value behind it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class BlockTransitions:
 
 
 def block_transitions(block: Block, rule: TransitionRule) -> BlockTransitions:
-    """Derive the transitions that start in a block (Sutton & Barto 2018, eq. 12.1 for the return)."""
+    """Derive the transitions that start in a block (return: Sutton & Barto 2018, eq. 12.1)."""
     core = np.arange(block.context, block.context + block.core)
     reward = block.rewards if rule.reward_clip is None else np.clip(
         block.rewards, -rule.reward_clip, rule.reward_clip)  # fmt: skip
@@ -84,4 +84,5 @@ def _stack_rows(first: np.ndarray, rows: np.ndarray, depth: int) -> np.ndarray:
     every = np.arange(len(first))
     episode_start = np.maximum.accumulate(np.where(first, every, 0))
     back = np.arange(depth - 1, -1, -1)
-    return np.maximum(rows[:, None] - back, episode_start[rows][:, None])
+    stacks: np.ndarray = np.maximum(rows[:, None] - back, episode_start[rows][:, None])
+    return stacks

@@ -1,7 +1,7 @@
 """Admission: the memory of a run, computed from measured bytes before anything starts.
 
-Invariant: a run whose replay, object store and processes do not fit is refused with the numbers; what
-is admitted never spills and never grows past what was computed.
+Invariant: a run whose replay, object store and processes do not fit is refused with the numbers;
+what is admitted never spills and never grows past what was computed.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Erlang's rules. One for one for rollouts and evaluators; rest for one along replay → learner →
 rollouts, since each later one works on what the earlier one holds. Restarts wait twice as long each
 time within a window, and after too many the task is parked with its reason while the others go on.
-Invariant: the same records and the same random state give the same actions; nothing is started for a
-parked task.
+Invariant: the same records and the same random state give the same actions; nothing is started for
+a parked task.
 """
 
 from __future__ import annotations

@@ -1,0 +1,57 @@
+"""Ray calls that every part of the cluster makes: start an actor, look at a reference, read it.
+
+Invariant: no read waits without a limit, and workers are never restarted by Ray: it knows neither
+window nor back-off, and a restarted worker has lost its state. The supervisor replaces them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+
+Actor = ActorHandle[Any]
+Ref = ObjectRef[Any]
+
+
+def spawn(
+    cls: type, name: str, *arguments: Any, max_concurrency: int | None = None, num_gpus: float = 0.0
+) -> Actor:
+    """Start an actor in the background.
+
+    Args:
+      cls: the plain class that it runs.
+      name: unique within the run.
+      arguments: of the class's constructor.
+      max_concurrency: calls that it answers at once; None: Ray's default for the class.
+      num_gpus: share of a GPU that it holds.
+    """
+    options: dict[str, Any] = {"name": name, "num_cpus": 0, "num_gpus": num_gpus, "max_restarts": 0}
+    if max_concurrency is not None:
+        options["max_concurrency"] = max_concurrency
+    remote: Any = ray.remote(cls)
+    actor: Actor = remote.options(**options).remote(*arguments)
+    return actor
+
+
+def is_here(ref: Ref) -> bool:
+    """Whether reading a reference would not wait."""
+    ready, _ = ray.wait([ref], timeout=0)
+    return bool(ready)
+
+
+def read(ref: Ref, timeout_s: float) -> Any:
+    """The value of a reference.
+
+    Raises:
+      RayError: it did not come in time (GetTimeoutError), or what made it failed.
+    """
+    return ray.get(ref, timeout=timeout_s)
+
+
+def cause_of(error: BaseException) -> str:
+    """The last line of an error's text, with its kind: Ray's texts hold whole tracebacks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:500]
