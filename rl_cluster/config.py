@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -26,7 +26,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "bfloat16"]
 
 _FORBID_UNKNOWN = ConfigDict(extra="forbid")
-_Config = TypeVar("_Config")
 
 
 class ConfigError(ValueError):
@@ -317,7 +316,7 @@ def from_mapping(raw: Mapping[str, Any], overrides: Iterable[str] = ()) -> RunCo
     if not isinstance(tasks, dict) or not isinstance(defaults, dict):
         raise ConfigError("tasks is a list of names or a mapping; defaults is a mapping")
     tree["tasks"] = {name: _merged(defaults, task or {}) for name, task in tasks.items()}
-    config = _validate(RunConfig, tree)
+    config = _validate(tree)
     config.check_valid()
     return config
 
@@ -365,27 +364,27 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
 
 
-def _validate(kind: type[_Config], tree: Mapping[str, Any]) -> _Config:
+def _validate(tree: Mapping[str, Any]) -> RunConfig:
     try:
-        return TypeAdapter(kind).validate_python(tree)
+        return TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        lines = [_explain(kind, detail) for detail in error.errors(include_url=False)]
+        lines = [_explain(detail) for detail in error.errors(include_url=False)]
         raise ConfigError("\n".join(lines)) from error
 
 
-def _explain(root: type, detail: Any) -> str:
+def _explain(detail: Any) -> str:
     location = [str(part) for part in detail["loc"]]
     path = ".".join(location)
     if detail["type"] == "unexpected_keyword_argument":
-        known = _fields_at(root, location[:-1])
+        known = _fields_at(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"unknown setting {path!r}: {hint}"
     return f"{path} is {detail['input']!r}: {detail['msg']}"
 
 
-def _fields_at(root: type, location: list[str]) -> list[str]:
-    node: Any = root
+def _fields_at(location: list[str]) -> list[str]:
+    node: Any = RunConfig
     for part in location:
         fields = getattr(node, "__dataclass_fields__", {})
         node = TaskConfig if part not in fields else _FIELD_TYPES.get(part, node)

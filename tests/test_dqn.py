@@ -1,0 +1,369 @@
+"""One update of DQN: equal to the formulas, whole or not at all, and the same after a resume."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from learning_samples import (
+    IMAGE,
+    SETTINGS,
+    VECTOR,
+    agent,
+    assert_same,
+    everything,
+    network,
+    transitions,
+)
+
+from rl_cluster.agents.dqn import DQN, SkippedBatch, Transitions, learning_rate
+
+BETA_1, BETA_2 = 0.9, 0.999
+
+
+class Reference:
+    """Double DQN and Adam (Kingma & Ba 2015, algorithm 1) written out, one transition at a time."""
+
+    def __init__(self, dqn: DQN) -> None:
+        self.online, self.target = copy.deepcopy(dqn.online), copy.deepcopy(dqn.target)
+        self.settings, self.steps = dqn.settings, 0
+        self.first = [torch.zeros_like(p) for p in self.online.parameters()]
+        self.second = [torch.zeros_like(p) for p in self.online.parameters()]
+
+    def update(self, batch: Transitions) -> float:
+        loss = torch.zeros(())
+        for i in range(len(batch.a_tm1)):
+            error = self._target(batch, i) - self.online(batch.s_tm1[i : i + 1])[0, batch.a_tm1[i]]
+            size, delta = error.abs(), self.settings.huber_delta
+            quadratic = bool(size <= delta)
+            each = 0.5 * error**2 if quadratic else delta * (size - 0.5 * delta)
+            loss = loss + batch.weights[i] * each
+        loss = loss / len(batch.a_tm1)
+        self._step(torch.autograd.grad(loss, list(self.online.parameters())))
+        return loss.item()
+
+    def _target(self, batch: Transitions, i: int) -> torch.Tensor:
+        with torch.no_grad():
+            values = self.target(batch.s_t[i : i + 1])[0]
+            chooser = self.online if self.settings.double else self.target
+            best = int(chooser(batch.s_t[i : i + 1])[0].argmax())
+        return batch.r_t[i] + batch.discount_t[i] * values[best]
+
+    def _step(self, gradients: tuple[torch.Tensor, ...]) -> None:
+        norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients))
+        scale = min(1.0, self.settings.max_gradient_norm / norm)
+        rate = learning_rate(self.settings, self.steps)
+        self.steps += 1
+        with torch.no_grad():
+            for p, g, m, v in zip(
+                self.online.parameters(), gradients, self.first, self.second, strict=True
+            ):
+                m.mul_(BETA_1).add_((1 - BETA_1) * scale * g)
+                v.mul_(BETA_2).add_((1 - BETA_2) * (scale * g) ** 2)
+                m_hat = m / (1 - BETA_1**self.steps)
+                v_hat = v / (1 - BETA_2**self.steps)
+                p -= rate * m_hat / (v_hat.sqrt() + self.settings.adam_epsilon)
+
+
+@pytest.mark.parametrize("shape", [IMAGE, VECTOR])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"double": False},
+        {"huber_delta": 0.1},
+        {"max_gradient_norm": 0.05},
+        {"schedule": "cosine"},
+    ],
+    ids=str,
+)
+def test_updates_are_those_of_the_written_out_reference(
+    shape: tuple[int, ...], settings: dict[str, object]
+) -> None:
+    dqn = agent(shape, **settings)
+    with torch.no_grad():  # a target of its own, or double and single could not differ
+        for parameter in dqn.target.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    reference = Reference(dqn)
+    for update in range(3):
+        batch = transitions(update, shape)
+        found = dqn.update(batch, update)
+        assert found.loss == pytest.approx(reference.update(batch), rel=1e-5)
+    for own, other in zip(dqn.online.parameters(), reference.online.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=2e-6)
+
+
+def test_an_update_tells_what_it_found_before_it_moved() -> None:
+    dqn, batch = agent(), transitions(0)
+    values = dqn.online(batch.s_tm1).detach()
+    best = dqn.online(batch.s_t).argmax(1, keepdim=True)
+    bootstrap = dqn.target(batch.s_t).gather(1, best).squeeze(1)
+    wanted = batch.r_t + batch.discount_t * bootstrap - values.gather(
+        1, batch.a_tm1[:, None]).squeeze(1)  # fmt: skip
+    found = dqn.update(batch, 0)
+    torch.testing.assert_close(found.td_errors, wanted.detach())
+    assert not found.td_errors.requires_grad
+    assert found.q_mean == pytest.approx(values.mean().item(), rel=1e-5)
+
+
+def test_the_optimizer_has_all_its_memory_from_the_start() -> None:
+    dqn = agent(IMAGE)
+    parameters = list(dqn.online.parameters())
+    assert set(dqn.optimizer.state) == set(parameters)
+    moments = [dqn.optimizer.state[p][key] for p in parameters for key in ("exp_avg", "exp_avg_sq")]
+    assert all(not moment.any() for moment in moments)
+    places = [moment.data_ptr() for moment in moments]
+    dqn.update(transitions(0, IMAGE), 0)
+    after = [dqn.optimizer.state[p][key] for p in parameters for key in ("exp_avg", "exp_avg_sq")]
+    assert [moment.data_ptr() for moment in after] == places
+    assert all(moment.any() for moment in after)
+
+
+def test_the_target_is_a_copy_each_period_and_rests_between() -> None:
+    dqn = agent(target="period", target_period=3)
+    kept = copy.deepcopy(dqn.target.state_dict())
+    for update in range(7):
+        dqn.update(transitions(update), update)
+        if (update + 1) % 3 == 0:
+            kept = copy.deepcopy(dqn.online.state_dict())
+        assert_same(dqn.target.state_dict(), kept)
+
+
+def test_the_period_goes_on_where_it_was_after_a_resume() -> None:
+    """The count of updates is the caller's: it comes from the checkpoint."""
+    dqn = agent(target="period", target_period=3)
+    before = copy.deepcopy(dqn.target.state_dict())
+    dqn.update(transitions(0), updates=100)
+    assert_same(dqn.target.state_dict(), before)
+    dqn.update(transitions(1), updates=101)
+    assert_same(dqn.target.state_dict(), dqn.online.state_dict())
+
+
+def test_an_averaged_target_moves_its_share_of_the_way() -> None:
+    dqn = agent(target="averaging", target_tau=0.1)
+    for update in range(3):
+        before = copy.deepcopy(dqn.target.state_dict())
+        dqn.update(transitions(update), update)
+        online = dqn.online.state_dict()
+        for name, found in dqn.target.state_dict().items():
+            torch.testing.assert_close(found, 0.9 * before[name] + 0.1 * online[name])
+
+
+def test_the_target_starts_as_the_online_network_and_is_never_trained() -> None:
+    dqn = agent()
+    assert_same(dqn.target.state_dict(), dqn.online.state_dict())
+    dqn.update(transitions(0), 0)
+    assert [p.requires_grad or p.grad is not None for p in dqn.target.parameters()] == [False] * 10
+
+
+def test_a_constant_learning_rate_stays() -> None:
+    assert {learning_rate(SETTINGS, updates) for updates in (0, 1, 10, 10**9)} == {1e-3}
+
+
+def test_a_cosine_falls_to_its_share_and_stays_there() -> None:
+    """Loshchilov & Hutter 2017, equation 5, without restarts."""
+    settings = replace(SETTINGS, schedule="cosine")
+    rates = [learning_rate(settings, updates) for updates in range(11)]
+    assert rates[0] == 1e-3
+    assert rates[5] == pytest.approx((1e-3 + 1e-4) / 2)
+    assert rates[10] == pytest.approx(1e-4)
+    assert rates == sorted(rates, reverse=True)
+    assert learning_rate(settings, 10**9) == rates[10]
+
+
+def test_steps_drop_by_their_factor_each_period() -> None:
+    settings = replace(SETTINGS, schedule="step")
+    rates = [learning_rate(settings, updates) for updates in (0, 9, 10, 19, 20)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+
+
+def test_the_scheduled_rate_is_the_one_that_is_used() -> None:
+    """Adam's first step is as long as its rate, whatever the gradient (Kingma & Ba, section 2)."""
+    for updates, wanted in ((0, 1e-3), (10, 1e-4), (20, 1e-5)):
+        dqn = agent(schedule="step", adam_epsilon=1e-12)
+        before = copy.deepcopy(dqn.online.advantage[-1].bias.detach())
+        dqn.update(transitions(0), updates)
+        moved = (dqn.online.advantage[-1].bias.detach() - before).abs()
+        torch.testing.assert_close(moved, torch.full_like(moved, wanted), rtol=1e-2, atol=1e-8)
+
+
+def test_gradients_are_scaled_down_to_the_norm_allowed() -> None:
+    free, clipped = agent(max_gradient_norm=1e9), agent(max_gradient_norm=0.01)
+    norm = free.update(transitions(0), 0).gradient_norm
+    assert norm > 0.01
+    assert clipped.update(transitions(0), 0).gradient_norm == norm  # told as it was
+    moments = [free.optimizer.state[p]["exp_avg"].norm() for p in free.online.parameters()]
+    assert torch.stack(moments).norm().item() == pytest.approx(0.1 * norm, rel=1e-4)
+    moments = [clipped.optimizer.state[p]["exp_avg"].norm() for p in clipped.online.parameters()]
+    assert torch.stack(moments).norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [IMAGE, VECTOR])
+def test_bfloat16_moves_every_parameter_much_as_float32_does(shape: tuple[int, ...]) -> None:
+    exact, rounded = agent(shape), agent(shape, bfloat16=True)
+    before = everything(rounded)
+    wanted, found = (dqn.update(transitions(0, shape, 64), 0) for dqn in (exact, rounded))
+    assert found.loss == pytest.approx(wanted.loss, rel=0.02)
+    assert found.gradient_norm == pytest.approx(wanted.gradient_norm, rel=0.1)
+    assert found.td_errors.dtype == torch.float32
+    for name, tensor in rounded.model_tensors().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, before[name]) == name.startswith("target.")
+
+
+def poisoned(field: str, value: float) -> Callable[[Transitions], Transitions]:
+    def poison(batch: Transitions) -> Transitions:
+        wrong = getattr(batch, field).clone()
+        wrong.view(-1)[1] = value
+        return replace(batch, **{field: wrong})
+
+    return poison
+
+
+def overflowing(weight: float) -> Callable[[Transitions], Transitions]:
+    def overflow(batch: Transitions) -> Transitions:
+        return replace(batch, weights=torch.full_like(batch.weights, weight))
+
+    return overflow
+
+
+@pytest.mark.parametrize("target", ["period", "averaging"])
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (poisoned("r_t", math.nan), "batch"),
+        (poisoned("r_t", math.inf), "batch"),
+        (poisoned("r_t", -math.inf), "batch"),
+        (poisoned("discount_t", math.nan), "batch"),
+        (poisoned("weights", math.nan), "batch"),
+        (poisoned("s_tm1", math.inf), "batch"),
+        (poisoned("s_t", math.nan), "batch"),
+        (poisoned("r_t", 3e38), "loss inf"),
+        (overflowing(1e30), "gradient norm inf"),
+    ],
+)
+def test_a_batch_that_is_not_finite_changes_nothing_and_the_next_one_trains(
+    spoil: Callable[[Transitions], Transitions], reason: str, target: str
+) -> None:
+    dqn, untouched = (
+        agent(target=target, target_period=1, schedule="cosine", huber_delta=3.0)
+        for _ in range(2)
+    )  # fmt: skip
+    for each in (dqn, untouched):
+        each.update(transitions(0), 0)
+    before = everything(dqn)
+    for bad in (transitions(1), transitions(2)):
+        with pytest.raises(SkippedBatch, match=reason):
+            dqn.update(spoil(bad), 1)
+        assert_same(everything(dqn), before)
+    found, wanted = (each.update(transitions(3), 1) for each in (dqn, untouched))
+    assert found.loss == wanted.loss
+    assert_same(everything(dqn), everything(untouched))
+    assert not torch.equal(everything(dqn)["online.value.2.bias"], before["online.value.2.bias"])
+
+
+def test_a_gradient_can_overflow_where_the_loss_does_not() -> None:
+    """What the norm is looked at for."""
+    dqn = agent()
+    with pytest.raises(SkippedBatch, match=r"loss \d.*e\+\d+, gradient norm inf"):
+        dqn.update(overflowing(1e30)(transitions(1)), 0)
+
+
+def test_images_of_bytes_are_always_finite() -> None:
+    assert transitions(0, IMAGE).is_finite()
+    assert not poisoned("weights", math.inf)(transitions(0, IMAGE)).is_finite()
+
+
+def copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("shape", [IMAGE, VECTOR])
+@pytest.mark.parametrize("target", ["period", "averaging"])
+@pytest.mark.parametrize("interrupted_after", [0, 1, 4])
+def test_a_resumed_agent_learns_bit_for_bit_as_one_that_never_stopped(
+    shape: tuple[int, ...], target: str, interrupted_after: int
+) -> None:
+    settings = {"target": target, "target_period": 3, "schedule": "cosine"}
+    steady = agent(shape, **settings)
+    interrupted = agent(shape, **settings)
+    for update in range(7):
+        if update == interrupted_after:
+            model = copied(interrupted.model_tensors())
+            optimizer = copied(interrupted.optimizer_tensors())
+            interrupted = agent(shape, seed=99, **settings)
+            interrupted.load_tensors(model, optimizer)
+        for dqn in (steady, interrupted):
+            dqn.update(transitions(update, shape), update)
+    assert_same(everything(interrupted), everything(steady))
+
+
+def test_loading_copies_so_that_training_leaves_the_checkpoint_alone() -> None:
+    dqn = agent()
+    dqn.update(transitions(0), 0)
+    model, optimizer = copied(dqn.model_tensors()), copied(dqn.optimizer_tensors())
+    kept = copied({**model, **optimizer})
+    other = agent(seed=1)
+    other.load_tensors(model, optimizer)
+    other.update(transitions(1), 1)
+    assert_same({**model, **optimizer}, kept)
+
+
+def test_a_checkpoint_names_every_tensor_of_both_networks_and_of_adam() -> None:
+    dqn = agent()
+    names = [name for name, _ in dqn.online.named_parameters()]
+    assert set(dqn.model_tensors()) == {f"{n}.{p}" for n in ("online", "target") for p in names}
+    keys = ("step", "exp_avg", "exp_avg_sq")
+    assert set(dqn.optimizer_tensors()) == {f"{p}.{key}" for p in names for key in keys}
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def without(name: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {key: value for key, value in tensors.items() if key != name}
+
+
+def with_shape(name: str, *shape: int) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {**tensors, name: torch.zeros(shape)}
+
+
+def same(tensors: Tensors) -> Tensors:
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("spoil_model", "spoil_optimizer", "named"),
+    [
+        (with_shape("online.value.2.bias", 2), same, r"model.*at online.value.2.bias.*\(2,\).*\(1,"),
+        (without("target.value.0.bias"), same, "model.*at target.value.0.bias.*has nothing"),
+        (with_shape("online.extra", 1), same, "model.*at online.extra.*expected nothing"),
+        (same, without("value.0.bias.exp_avg"), "optimizer.*at value.0.bias.exp_avg"),
+        (same, with_shape("value.0.bias.exp_avg_sq", 3), "optimizer.*at value.0.bias.exp_avg_sq"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_does_not_fit_is_refused_and_nothing_changes(
+    spoil_model: Callable[[Tensors], Tensors],
+    spoil_optimizer: Callable[[Tensors], Tensors],
+    named: str,
+) -> None:
+    saved, dqn = agent(seed=1), agent()
+    before = everything(dqn)
+    model, optimizer = saved.model_tensors(), saved.optimizer_tensors()
+    with pytest.raises(ValueError, match=f"{named}.*configuration that it was made with"):
+        dqn.load_tensors(spoil_model(model), spoil_optimizer(optimizer))
+    assert_same(everything(dqn), before)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_and_nothing_changes() -> None:
+    dqn, wider = agent(), agent(hidden=9)
+    single = DQN(network(dueling=False), network(dueling=False), SETTINGS)
+    before = everything(dqn)
+    for other in (wider, single):
+        with pytest.raises(ValueError, match="does not fit this configuration"):
+            dqn.load_tensors(other.model_tensors(), other.optimizer_tensors())
+    assert_same(everything(dqn), before)

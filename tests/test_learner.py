@@ -1,0 +1,264 @@
+"""The learner: counters, publications, skipped batches, and going on from a checkpoint on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from learning_samples import SETTINGS, VECTOR, agent, assert_same, batch, everything
+
+from rl_cluster.agents.dqn import DQN
+from rl_cluster.agents.flat import flatten
+from rl_cluster.checkpoint import CheckpointStore, SchemaError
+from rl_cluster.config import AgentConfig, LearnerConfig
+from rl_cluster.environments import EnvironmentSpec
+from rl_cluster.learner import Learner, build_agent, build_network, checkpoint_schema
+from rl_cluster.replay.gather import Batch
+
+SPEC = EnvironmentSpec((4,), np.dtype(np.float32), 3, 1)
+CPU = torch.device("cpu")
+Published = list[tuple[int, np.ndarray]]
+
+
+def learner(
+    dqn: DQN | None = None, publish_period: int = 3, published: Published | None = None
+) -> Learner:
+    kept: Published = [] if published is None else published
+    return Learner(
+        agent() if dqn is None else dqn,
+        CPU,
+        publish_period,
+        lambda version, flat: kept.append((version, flat)),
+        {"hidden": 8},
+    )
+
+
+def bad(seed: int) -> Batch:
+    made = batch(seed)
+    made.r_t[2] = math.nan
+    return replace(made, sources=("b", "a", "b", "c", "a", "b"))
+
+
+def test_each_step_counts_one_update_and_the_batch_s_samples() -> None:
+    own = learner()
+    for step in range(4):
+        report = own.step(batch(step, size=5))
+        assert own.counters.updates == step + 1
+        assert own.counters.samples == 5 * (step + 1)
+        assert report.td_errors is not None
+        assert report.td_errors.shape == (5,)
+        assert report.td_errors.dtype == np.float32
+        assert math.isfinite(report.loss)
+    assert own.counters.skipped_batches == 0
+
+
+def test_a_step_is_the_agent_s_update() -> None:
+    own, alone = learner(), agent()
+    for step in range(3):
+        made = batch(step)
+        report = own.step(made)
+        names = ("s_tm1", "a_tm1", "r_t", "discount_t", "s_t", "weights")
+        found = alone.update(own._to_device(made), step)
+        assert report.loss == found.loss
+        assert np.array_equal(report.td_errors, found.td_errors)  # type: ignore[arg-type]
+        assert all(isinstance(getattr(made, name), np.ndarray) for name in names)
+    assert_same(everything(own.agent), everything(alone))
+
+
+def test_a_report_tells_the_learning_rate_of_its_own_step() -> None:
+    own = learner(agent(schedule="step", schedule_updates=2))
+    rates = [own.step(batch(step)).learning_rate for step in range(5)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+    assert own.agent.optimizer.param_groups[0]["lr"] == rates[-1]
+
+
+def test_versions_grow_by_one_each_period() -> None:
+    published: Published = []
+    own = learner(publish_period=3, published=published)
+    own.publish()
+    for step in range(10):
+        own.step(batch(step))
+    assert [version for version, _ in published] == [0, 1, 2, 3]
+    assert own.counters.policy_version == 3
+
+
+def test_what_is_published_is_the_online_network_of_that_moment() -> None:
+    published: Published = []
+    own = learner(publish_period=2, published=published)
+    own.step(batch(0))
+    assert published == []
+    own.step(batch(1))
+    wanted = flatten(own.agent.online)
+    own.step(batch(2))
+    assert np.array_equal(published[0][1], wanted)
+    assert not np.array_equal(flatten(own.agent.online), wanted)
+
+
+def test_a_skipped_batch_is_counted_and_names_its_sources_and_changes_nothing_else() -> None:
+    published: Published = []
+    own = learner(publish_period=2, published=published)
+    own.step(batch(0))
+    before, counters = everything(own.agent), replace(own.counters)
+    report = own.step(bad(1))
+    assert report.td_errors is None
+    assert report.skipped_sources == ("a", "b", "c")
+    assert report.skipped_because is not None
+    assert "not finite" in report.skipped_because
+    assert math.isnan(report.loss)
+    assert own.counters == replace(counters, skipped_batches=1)
+    assert published == []
+    assert_same(everything(own.agent), before)
+    own.step(batch(2))
+    assert [version for version, _ in published] == [0]
+
+
+def test_a_batch_that_was_learned_from_is_not_called_skipped() -> None:
+    report = learner().step(batch(0))
+    assert report.skipped_because is None
+    assert report.skipped_sources == ()
+
+
+def test_a_batch_in_read_only_memory_is_learned_from_and_stays_as_it_was() -> None:
+    """The gather's blocks are shared memory: nothing on the way may write to a batch."""
+    own, made, twin = learner(), batch(0), batch(0)
+    own.step(made)
+    for name in ("s_tm1", "a_tm1", "r_t", "discount_t", "s_t", "weights"):
+        assert np.array_equal(getattr(made, name), getattr(twin, name))
+
+
+def test_a_resumed_learner_continues_bit_for_bit(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    published: Published = []
+    steady, interrupted = learner(), learner()
+    for step in range(4):
+        for each in (steady, interrupted):
+            each.step(bad(step) if step == 2 else batch(step))
+    store.save(interrupted.checkpoint({"tracker_id": "x"}))
+    resumed = learner(agent(seed=7), published=published)
+    loaded = store.load_latest(resumed.schema)
+    assert loaded is not None
+    assert loaded.checkpoint.step == 3
+    assert loaded.checkpoint.state["tracker_id"] == "x"
+    resumed.restore(loaded.checkpoint)
+    assert resumed.counters == steady.counters
+    for step in range(4, 9):
+        wanted, found = steady.step(batch(step)), resumed.step(batch(step))
+        assert found.loss == wanted.loss
+    assert_same(everything(resumed.agent), everything(steady.agent))
+    assert resumed.counters == steady.counters
+    assert [version for version, _ in published] == [1, 2]
+
+
+def test_the_random_state_of_torch_goes_on_where_it_was(tmp_path: Path) -> None:
+    store, own = CheckpointStore(tmp_path, keep=1), learner()
+    path = store.save(own.checkpoint({}))
+    wanted = torch.rand(5)
+    torch.manual_seed(12345)
+    own.restore(store.load(path))
+    assert torch.equal(torch.rand(5), wanted)
+
+
+def test_a_checkpoint_is_of_its_moment_once_it_is_saved(tmp_path: Path) -> None:
+    store, own = CheckpointStore(tmp_path, keep=1), learner()
+    own.step(batch(0))
+    wanted = everything(own.agent)
+    path = store.save(own.checkpoint({}))
+    own.step(batch(1))
+    restored = learner(agent(seed=5))
+    restored.restore(store.load(path))
+    restored.agent.optimizer.param_groups[0]["lr"] = float(wanted["lr"])
+    assert_same(everything(restored.agent), wanted)
+    assert restored.counters.updates == 1
+
+
+def test_a_checkpoint_of_another_architecture_changes_nothing(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    other = learner(agent(hidden=9))
+    other.step(batch(0))
+    path = store.save(other.checkpoint({}))
+    own = learner()
+    own.step(batch(1))
+    before, counters, random = everything(own.agent), replace(own.counters), torch.get_rng_state()
+    with pytest.raises(ValueError, match="does not fit this configuration"):
+        own.restore(store.load(path))
+    assert_same(everything(own.agent), before)
+    assert own.counters == counters
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config, spec: (replace(config, hidden=9), spec),
+        lambda config, spec: (replace(config, dueling=False), spec),
+        lambda config, spec: (replace(config, frame_stack=2), spec),
+        lambda config, spec: (replace(config, conv_channels=(8,)), spec),
+        lambda config, spec: (config, replace(spec, num_actions=4)),
+        lambda config, spec: (config, replace(spec, obs_shape=(5,))),
+        lambda config, spec: (config, replace(spec, obs_dtype=np.dtype(np.uint8))),
+    ],
+)
+def test_the_schema_differs_wherever_a_network_would(
+    tmp_path: Path,
+    change: Callable[[AgentConfig, EnvironmentSpec], tuple[AgentConfig, EnvironmentSpec]],
+) -> None:
+    config = AgentConfig(hidden=8)
+    store = CheckpointStore(tmp_path, keep=1)
+    own = Learner(
+        build_agent(config, LearnerConfig(), SPEC, CPU),
+        CPU,
+        1,
+        lambda version, flat: None,
+        checkpoint_schema(config, SPEC),
+    )
+    path = store.save(own.checkpoint({}))
+    store.load(path, checkpoint_schema(config, SPEC))
+    with pytest.raises(SchemaError, match="another schema"):
+        store.load(path, checkpoint_schema(*change(config, SPEC)))
+
+
+def test_an_agent_is_built_as_it_is_configured() -> None:
+    config = AgentConfig(frame_stack=VECTOR[0], double=False, huber_delta=2.0, hidden=8)
+    how = LearnerConfig(
+        learning_rate=1e-3,
+        schedule="cosine",
+        schedule_updates=7,
+        schedule_factor=0.3,
+        adam_epsilon=1e-5,
+        max_gradient_norm=3.0,
+        precision="float32",
+        target="averaging",
+        target_period=11,
+        target_tau=0.2,
+    )
+    built = build_agent(config, how, SPEC, CPU)
+    wanted = replace(
+        SETTINGS,
+        double=False,
+        huber_delta=2.0,
+        schedule="cosine",
+        schedule_updates=7,
+        schedule_factor=0.3,
+        adam_epsilon=1e-5,
+        max_gradient_norm=3.0,
+        target="averaging",
+        target_period=11,
+        target_tau=0.2,
+    )
+    assert built.settings == wanted
+    assert built.online(torch.zeros(1, *VECTOR)).shape == (1, 3)
+    assert build_agent(config, replace(how, precision="bfloat16"), SPEC, CPU).settings.bfloat16
+
+
+def test_the_same_seed_gives_the_same_parameters() -> None:
+    flats = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        flats.append(flatten(build_network(AgentConfig(hidden=8), SPEC)))
+    assert np.array_equal(flats[0], flats[1])
+    assert not np.array_equal(flats[0], flats[2])
