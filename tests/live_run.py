@@ -1,4 +1,4 @@
-"""A real run as a person starts it: the command line in a session of its own, its files, its faults."""
+"""A real run as a person starts it: the command line in a session of its own."""
 
 from __future__ import annotations
 

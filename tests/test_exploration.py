@@ -77,9 +77,8 @@ def test_epsilon_zero_is_greedy() -> None:
 
 def test_epsilon_one_is_uniform() -> None:
     size = 40_000
-    actions = epsilon_greedy(
-        np.zeros(size, np.int64), np.ones(size), 4, np.random.default_rng(0)
-    )  # fmt: skip
+    greedy = np.zeros(size, np.int64)
+    actions = epsilon_greedy(greedy, np.ones(size), 4, np.random.default_rng(0))
     shares = np.bincount(actions, minlength=4) / size
     assert shares == pytest.approx([0.25] * 4, abs=0.01)
 

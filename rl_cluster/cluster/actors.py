@@ -1,7 +1,7 @@
 """Ray calls that every part of the cluster makes: start an actor, look at a reference, read it.
 
-Invariant: no read waits without a limit, and workers are never restarted by Ray: it knows neither
-window nor back-off, and a restarted worker has lost its state. The supervisor replaces them.
+Invariant: no read waits without a limit, and an actor with state is never restarted by Ray, which
+knows neither window nor back-off and brings it back empty: the supervisor replaces it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ Ref = ObjectRef[Any]
 
 
 def spawn(
-    cls: type, name: str, *arguments: Any, max_concurrency: int | None = None, num_gpus: float = 0.0
+    cls: type,
+    name: str,
+    *arguments: Any,
+    max_concurrency: int | None = None,
+    num_gpus: float = 0.0,
+    stateless: bool = False,
 ) -> Actor:
     """Start an actor in the background.
 
@@ -27,8 +32,14 @@ def spawn(
       arguments: of the class's constructor.
       max_concurrency: calls that it answers at once; None: Ray's default for the class.
       num_gpus: share of a GPU that it holds.
+      stateless: Ray restarts it whenever it dies.
     """
-    options: dict[str, Any] = {"name": name, "num_cpus": 0, "num_gpus": num_gpus, "max_restarts": 0}
+    options: dict[str, Any] = {
+        "name": name,
+        "num_cpus": 0,
+        "num_gpus": num_gpus,
+        "max_restarts": -1 if stateless else 0,
+    }
     if max_concurrency is not None:
         options["max_concurrency"] = max_concurrency
     remote: Any = ray.remote(cls)

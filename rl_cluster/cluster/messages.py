@@ -68,8 +68,8 @@ class ReplayStatus:
     episode_length_mean: float | None
     episodes: int
     rollout_wait_share: float
-    failed_rollouts: dict[str, str] = field(default_factory=dict)
-    """Name to cause, of rollouts whose calls fail."""
+    failed_rollouts: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Name to life and cause, of rollouts whose calls fail; a report can outlive the rollout."""
 
 
 @dataclass(frozen=True)

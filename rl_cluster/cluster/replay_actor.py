@@ -53,7 +53,7 @@ class ReplayActor:
         self._in_flight = 0
         self._room_changed, self._attached = asyncio.Event(), asyncio.Event()
         self._collectors: dict[str, asyncio.Task[None]] = {}
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, tuple[int, str]] = {}
         self._env_steps_before, self._episodes = 0, 0
         self._returns: deque[float] = deque(maxlen=RETURNS_KEPT)
         self._lengths: deque[int] = deque(maxlen=RETURNS_KEPT)
@@ -86,12 +86,12 @@ class ReplayActor:
             "lengths": list(self._lengths),
         }
 
-    async def add_rollout(self, name: str, rollout: Actor) -> None:
-        """Collect from a rollout from now on; one of the same name is forgotten."""
+    async def add_rollout(self, name: str, life: int, rollout: Actor) -> None:
+        """Collect from a rollout from now on; an earlier life of the same name is forgotten."""
         self._failed.pop(name, None)
         if name in self._collectors:
             self._collectors[name].cancel()
-        self._collectors[name] = asyncio.create_task(self._collect_from(name, rollout))
+        self._collectors[name] = asyncio.create_task(self._collect_from(name, life, rollout))
 
     async def sample(self, request: SampleRequest) -> SampleReply:
         """Apply priorities, then draw what the ratio allows."""
@@ -146,7 +146,7 @@ class ReplayActor:
         progress = min(1.0, self._updates / replay.importance_updates)
         return replay.importance_exponent + (1 - replay.importance_exponent) * progress
 
-    async def _collect_from(self, name: str, rollout: Actor) -> None:
+    async def _collect_from(self, name: str, life: int, rollout: Actor) -> None:
         """Call one rollout for blocks, for ever or until it fails."""
         await self._attached.wait()
         blocks = self._config.rollout.blocks_per_collect
@@ -158,7 +158,7 @@ class ReplayActor:
                 refs: list[Ref] = call.remote(blocks, self._env_steps)
                 infos, report = await refs[0]
             except RayError as error:
-                self._failed[name] = cause_of(error)
+                self._failed[name] = life, cause_of(error)
                 return
             finally:
                 self._in_flight -= self._chunk

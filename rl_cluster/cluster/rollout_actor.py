@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray.exceptions import RayError
 
 from rl_cluster import exploration
 from rl_cluster.agents.policy import GreedyPolicy
@@ -31,8 +32,9 @@ class WeightsInbox:
         self._weights, self._task = weights, task
         self._version = -1
         self._looked_s = 0.0
-        self._question: Ref = weights.next_after.remote(task, -1)
         self._vector: Ref | None = None
+        self._question: Ref
+        self._ask()
 
     def __call__(self) -> tuple[int, np.ndarray] | None:
         """Newest weights if they are here; never blocks."""
@@ -40,6 +42,15 @@ class WeightsInbox:
         if now_s - self._looked_s < _LOOK_PERIOD_S:
             return None
         self._looked_s = now_s
+        try:
+            return self._take()
+        except RayError:
+            # The learner that owned the vector, or the actor that was asked, has died: its successor
+            # publishes a newer version.
+            self._ask()
+            return None
+
+    def _take(self) -> tuple[int, np.ndarray] | None:
         if self._vector is None:
             if not is_here(self._question):
                 return None
@@ -48,9 +59,12 @@ class WeightsInbox:
         if not is_here(self._vector):
             return None
         flat: np.ndarray = read(self._vector, _HERE_S)
+        self._ask()
+        return self._version, flat
+
+    def _ask(self) -> None:
         self._vector = None
         self._question = self._weights.next_after.remote(self._task, self._version)
-        return self._version, flat
 
 
 class RolloutActor:

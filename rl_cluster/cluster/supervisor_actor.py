@@ -56,7 +56,7 @@ class SupervisorActor:
             config.supervisor.backoff_s, config.supervisor.max_restarts, config.supervisor.window_s
         )
         self._rng = np.random.default_rng(config.seed)
-        self._weights = spawn(WeightsActor, names.WEIGHTS)
+        self._weights = spawn(WeightsActor, names.WEIGHTS, stateless=True)
         self._groups = {task: self._group(task) for task in config.tasks}
         self._reports = {task: TaskReport(group) for task, group in self._groups.items()}
         self._stop_as: RunState | None = None
@@ -113,9 +113,10 @@ class SupervisorActor:
 
     def _look(self, group: TaskGroup, worker: Worker, now_s: float) -> None:
         cause, notices = worker.look(now_s)
-        failed = group.replay_status.failed_rollouts if group.replay_status else {}
-        if cause is None and worker.actor is not None and worker.name in failed:
-            cause = worker.fail(now_s, failed.pop(worker.name))
+        if cause is None and worker.actor is not None:
+            life, collect_cause = group.failed_collection(worker)
+            if life == worker.starts:
+                cause = worker.fail(now_s, collect_cause)
         if cause is not None:
             self._hub.incident(group.plan.task, worker.name, "worker_failed", cause, "restart")
         for notice in notices:

@@ -84,6 +84,11 @@ class TaskGroup:
         """Actors that were replaced."""
         return sum(max(0, worker.starts - 1) for worker in self.workers())
 
+    def failed_collection(self, worker: Worker) -> tuple[int, str]:
+        """The life of a rollout whose call for blocks failed last, and why; life 0: none did."""
+        failed = self.replay_status.failed_rollouts if self.replay_status else {}
+        return failed.get(worker.name, (0, ""))
+
     @property
     def replay_status(self) -> ReplayStatus | None:
         """What replay last said."""
@@ -138,7 +143,7 @@ class TaskGroup:
         )
         worker.filled(actor, None)
         assert self.replay.actor is not None
-        self.replay.actor.add_rollout.remote(worker.name, actor)
+        self.replay.actor.add_rollout.remote(worker.name, worker.starts, actor)
 
     def _start_evaluator(self, worker: Worker) -> None:
         plan = self.plan

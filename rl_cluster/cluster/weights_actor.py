@@ -1,7 +1,7 @@
 """Shell of the weight store: rollouts wait here, asynchronously, for newer versions.
 
 Invariant: the actor holds references only; the vectors lie in the object store, put there once a
-version by the learner.
+version by the learner. If it dies it comes back empty, and the next publication fills it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,3 @@ class WeightsActor:
         while (newer := self._store.newer_than(task, version)) is None:
             await self._published[task].wait()
         return newer
-
-    async def ping(self) -> bool:
-        """Answer, to show that the actor lives."""
-        return True

@@ -1,0 +1,148 @@
+"""Admission: the numbers add up, and what does not fit is refused with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl_cluster.agents.flat import flatten
+from rl_cluster.config import ConfigError, RunConfig, from_mapping
+from rl_cluster.learner import build_network
+from rl_cluster.machine import Machine
+from rl_cluster.preparation import prepare, what_would_run
+from rl_cluster.supervision.admission import (
+    PROCESS_BYTES,
+    RAY_BYTES,
+    STORE_MARGIN_BYTES,
+    WEIGHT_VERSIONS,
+    AdmissionError,
+    TaskDemand,
+    admit,
+)
+
+PONG = TaskDemand("Pong", 300_000, 3_000, 6, 7_000_000, 4)
+BREAKOUT = replace(PONG, name="Breakout", blocks=1_000)
+LARGE = Machine(2, 10**12, 10**12)
+
+
+def demands() -> st.SearchStrategy[list[TaskDemand]]:
+    sizes = st.integers(1, 10**6)
+    demand = st.builds(TaskDemand, st.text(), sizes, sizes, sizes, sizes, st.integers(1, 50))
+    return st.lists(demand, min_size=1, max_size=4)
+
+
+def test_a_task_fills_the_store_with_its_blocks_those_on_their_way_and_its_weights() -> None:
+    assert PONG.store_bytes == 3_006 * 300_000 + WEIGHT_VERSIONS * 7_000_000
+
+
+@given(demands())
+def test_what_is_admitted_is_the_sum_of_its_parts(tasks: list[TaskDemand]) -> None:
+    admission = admit(tasks, replace(LARGE, memory_bytes=10**18, shared_memory_bytes=10**18))
+    store = STORE_MARGIN_BYTES + sum(task.store_bytes for task in tasks)
+    assert admission.object_store_bytes == store
+    processes = sum(task.processes for task in tasks)
+    assert admission.host_bytes == store + processes * PROCESS_BYTES + RAY_BYTES
+
+
+@given(demands())
+def test_a_run_is_admitted_to_the_byte(tasks: list[TaskDemand]) -> None:
+    wide = replace(LARGE, memory_bytes=10**18, shared_memory_bytes=10**18)
+    needed = admit(tasks, wide)
+    exact = Machine(1, needed.host_bytes, needed.object_store_bytes)
+    assert admit(tasks, exact) == needed
+    for name in ("memory_bytes", "shared_memory_bytes"):
+        with pytest.raises(AdmissionError):
+            admit(tasks, replace(exact, **{name: getattr(exact, name) - 1}))
+
+
+def test_too_little_shared_memory_is_refused_with_the_numbers_and_the_way_out() -> None:
+    with pytest.raises(AdmissionError) as caught:
+        admit([PONG, BREAKOUT], replace(LARGE, shared_memory_bytes=1_000_000_000))
+    said = str(caught.value)
+    assert "needs 1.46 GB and /dev/shm has 1.00 GB free" in said
+    assert "Pong: 3000 blocks × 300,000 bytes = 0.90 GB of replay" in said
+    assert "Breakout: 1000 blocks × 300,000 bytes = 0.30 GB of replay" in said
+    assert "lower replay.capacity_transitions or the number of tasks, or enlarge /dev/shm" in said
+
+
+def test_too_little_memory_is_refused_with_the_numbers_and_the_way_out() -> None:
+    with pytest.raises(AdmissionError) as caught:
+        admit([PONG, BREAKOUT], replace(LARGE, memory_bytes=4_000_000_000))
+    said = str(caught.value)
+    assert "the run needs 5.26 GB and 4.00 GB are available" in said
+    assert "Pong: 3000 blocks × 300,000 bytes = 0.90 GB of replay" in said
+    assert "8 workers × 0.35 GB" in said
+    assert "lower replay.capacity_transitions or the number of tasks" in said
+
+
+def catch(capacity: int = 1_000, **rollout: int) -> RunConfig:
+    return from_mapping(
+        {
+            "tasks": {"Catch": {}},
+            "defaults": {
+                "env": {"entry": "envs.catch:make"},
+                "rollout": {"environments": 4, "inference_batch": 2, **rollout},
+                "replay": {"capacity_transitions": capacity, "min_transitions": 100},
+                "agent": {"frame_stack": 4, "n_step": 3, "conv_channels": [4], "hidden": 8},
+            },
+        }
+    )
+
+
+def test_bytes_are_those_of_a_block_as_the_rollouts_make_it() -> None:
+    (demand,) = prepare(catch(block_length=32)).demands
+    rows = 3 + 32 + 3  # context, core, tail
+    frame, beside = 84 * 84, 4 + 4 + 1 + 1 + 1 + 4
+    assert demand.block_bytes == rows * (frame + beside)
+    assert demand.blocks == 32  # 1,000 transitions in blocks of 32, rounded up
+    assert demand.blocks * 32 >= 1_000
+
+
+def test_weights_are_measured_on_the_network_that_will_be_trained() -> None:
+    config = catch()
+    prepared = prepare(config)
+    network = build_network(config.tasks["Catch"].agent, prepared.specs["Catch"])
+    assert prepared.demands[0].weights_bytes == flatten(network).nbytes
+
+
+def test_more_actors_mean_more_processes_and_more_blocks_on_their_way() -> None:
+    one, three = (prepare(catch(actors=n)).demands[0] for n in (1, 3))
+    assert three.processes == one.processes + 2
+    assert three.blocks_in_flight > one.blocks_in_flight
+
+
+def test_a_prepared_run_knows_its_environment() -> None:
+    spec = prepare(catch()).specs["Catch"]
+    assert (spec.obs_shape, spec.obs_dtype, spec.num_actions) == ((84, 84), np.uint8, 3)
+    assert spec.frame_skip == 1
+
+
+def test_a_replay_that_cannot_fit_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AdmissionError, match=r"Catch: .* blocks × 268,6\d\d bytes = .* GB"):
+        prepare(catch(capacity=10**10))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_cannot_be_is_refused_before_anything_starts() -> None:
+    config = catch()
+    task = config.tasks["Catch"]
+    agent = replace(task.agent, conv_channels=(1, 2, 3, 4))
+    with pytest.raises(ConfigError, match="conv_channels"):
+        prepare(replace(config, tasks={"Catch": replace(task, agent=agent)}))
+
+
+def test_what_would_run_tells_the_machine_s_decisions_and_the_memory() -> None:
+    rows = {name: rest for name, *rest in what_would_run(catch())}
+    assert rows["tasks.Catch.env.name"] == ["", "Catch", "the task's name"]
+    text, same, reason = rows["tasks.Catch.replay"]
+    assert text == same == "0.01 GB"
+    assert reason == "32 blocks of 268,698 bytes, measured"
+    assert rows["object store"][0].endswith("GB")

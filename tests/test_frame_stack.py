@@ -1,0 +1,55 @@
+"""Frame stacks for acting, against plain lists and against EnvPool's own stacks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from envpool_stacks import play
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl_cluster.frame_stack import FrameStack
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**32))
+def test_a_stack_is_the_last_frames_of_the_episode_and_its_first_frame_before_them(
+    depth: int, num_envs: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    frames = FrameStack(num_envs, depth, (2,), np.dtype(np.uint16))
+    episodes: list[list[list[int]]] = [[] for _ in range(num_envs)]
+    for turn in range(40):
+        env_ids = rng.permutation(num_envs)[: rng.integers(1, num_envs + 1)]
+        first = np.array([not episodes[i] or rng.random() < 0.2 for i in env_ids])
+        observations = np.stack([env_ids, np.full(len(env_ids), turn)], axis=1).astype(np.uint16)
+        stacks = frames.push(env_ids, observations, first)
+        for row, i in enumerate(env_ids.tolist()):
+            episodes[i] = ([] if first[row] else episodes[i]) + [[i, turn]]
+            padded = [episodes[i][0]] * (depth - len(episodes[i])) + episodes[i][-depth:]
+            assert stacks[row].tolist() == padded
+        stacks[:] = 9999  # the receiver may do with them what it likes
+        observations[:] = 9999
+
+
+def test_stacks_keep_shape_and_type_of_the_observations() -> None:
+    frames = FrameStack(3, 4, (84, 84), np.dtype(np.uint8))
+    stacks = frames.push(np.array([2, 0]), np.ones((2, 84, 84), np.uint8), np.array([True, True]))
+    assert stacks.shape == (2, 4, 84, 84) and stacks.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("game", "protocol", "max_episode_steps"),
+    [("Breakout", "machado", 400), ("Breakout", "nature", 90), ("Pong", "machado", 50)],
+)
+def test_stacks_for_acting_are_envpools_own(
+    game: str, protocol: str, max_episode_steps: int
+) -> None:
+    script = np.random.default_rng(3).integers(0, 18, (260, 2))
+    rows, expected = play(game, protocol, max_episode_steps, script)
+    frames = FrameStack(2, 4, (84, 84), np.dtype(np.uint8))
+    assert sum(row.ends for stream in rows for row in stream) >= 2
+    for turn, both in enumerate(zip(*rows, strict=True)):
+        observations = np.stack([row.observation for row in both])
+        first = np.array([row.first for row in both])
+        stacks = frames.push(np.arange(2), observations, first)
+        np.testing.assert_array_equal(stacks, expected[turn])

@@ -1,0 +1,210 @@
+"""The gather, over many environments and evictions, and against EnvPool's own frame stacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from envpool_stacks import play
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive_replay import (
+    Cut,
+    Row,
+    assert_same,
+    build,
+    cuts,
+    rules,
+    streams,
+    transition_at,
+)
+
+from rl_cluster.replay.block import Block
+from rl_cluster.replay.gather import Batch, gather
+from rl_cluster.replay.index import ReplayIndex, Sample
+from rl_cluster.replay.transitions import BlockTransitions, TransitionRule, block_transitions
+
+
+def sample_of(places: list[tuple[int, int]]) -> Sample:
+    """A sample of these (block, row), each with a weight of its own."""
+    block_ids, rows = np.array(places, np.int64).T
+    return Sample(block_ids, rows, np.linspace(1, 0.1, len(places), dtype=np.float32))
+
+
+def read_only(block: Block) -> Block:
+    """As Ray gives it out of shared memory."""
+    for value in vars(block).values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    return block
+
+
+class SmallReplay:
+    """An index and its blocks, as the replay and the learner hold them together."""
+
+    def __init__(self, capacity: int, block_length: int, rule: TransitionRule) -> None:
+        self.index = ReplayIndex(capacity, block_length, 0.6, np.random.default_rng(7))
+        self.blocks: dict[int, Block] = {}
+        self.mapped: dict[int, BlockTransitions] = {}
+        self._rule, self._next_id = rule, 0
+
+    def insert(self, block: Block) -> int | None:
+        evicted = self.index.insert(self._next_id, block.info())
+        self.blocks[self._next_id] = read_only(block)
+        self.mapped[self._next_id] = block_transitions(block, self._rule)
+        self._next_id += 1
+        if evicted is not None:
+            del self.blocks[evicted], self.mapped[evicted]
+        return evicted
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(block, row) of every transition that is kept."""
+        return [
+            (i, row)
+            for i, block in self.blocks.items()
+            for row in np.flatnonzero(block.starts).tolist()
+        ]
+
+
+@st.composite
+def collected(draw: st.DrawFn) -> tuple[TransitionRule, list[list[Row]], list[Cut], list[Block]]:
+    """Blocks of three environments, in an order in which they could arrive."""
+    rule = draw(rules)
+    rows = [draw(streams(env_id)) for env_id in range(3)]
+    length = draw(st.integers(1, 9))
+    chosen = [Cut(draw(st.integers(1, length)), length) for _ in rows]
+    waiting = [
+        build(stream, cut, rule, str(i))
+        for i, (stream, cut) in enumerate(zip(rows, chosen, strict=True))
+    ]
+    order = [i for i, blocks in enumerate(waiting) for _ in blocks]
+    arrival = draw(st.permutations(order))
+    return rule, rows, chosen, [waiting[i].pop(0) for i in arrival]
+
+
+@given(collected(), st.integers(1, 30))
+@settings(max_examples=100)
+def test_all_that_is_kept_is_gathered_as_the_naive_replay_has_it_whatever_was_evicted(
+    data: tuple[TransitionRule, list[list[Row]], list[Cut], list[Block]], capacity: int
+) -> None:
+    rule, rows, chosen, blocks = data
+    replay = SmallReplay(capacity, chosen[0].length, rule)
+    for count, block in enumerate(blocks, start=1):
+        evicted = replay.insert(block)
+        oldest = count - replay.index.capacity_blocks
+        assert evicted == (oldest - 1 if oldest >= 1 else None)
+        replay.index.check_valid()
+        if not (places := replay.places):
+            continue
+        drawn = replay.index.sample(4 * len(places), 0.5)
+        batch = gather(drawn, replay.mapped)
+        batch.check_valid()
+        # Priorities are equal, so strata of a quarter of a transition find every one.
+        assert set(zip(drawn.block_ids.tolist(), drawn.rows.tolist(), strict=True)) == set(places)
+        for i, source in enumerate(batch.sources):
+            home = replay.blocks[int(drawn.block_ids[i])]
+            at = chosen[int(source)].start(home.sequence) + int(drawn.rows[i])
+            assert source == home.source
+            assert_same(batch, i, transition_at(rows[int(source)], at, rule))
+
+
+@given(streams(), cuts, rules)
+def test_every_start_row_is_gathered_exactly_once(
+    rows: list[Row], cut: Cut, rule: TransitionRule
+) -> None:
+    replay = SmallReplay(1_000, cut.length, rule)
+    for block in build(rows, cut, rule):
+        replay.insert(block)
+    sealed = cut.sealed_rows(len(rows), rule.n_step)
+    starts = [at for at in range(sealed) if not rows[at].ends]
+    assert len(replay.places) == len(starts) == replay.index.transitions
+    if starts:
+        batch = gather(sample_of(replay.places), replay.mapped)
+        assert batch.s_tm1[:, -1, 1].tolist() == starts  # the frame's second number is its row
+        for i, at in enumerate(starts):
+            assert_same(batch, i, transition_at(rows, at, rule))
+
+
+@pytest.mark.parametrize(
+    ("game", "protocol", "max_episode_steps"),
+    [
+        ("Breakout", "machado", 400),
+        ("Breakout", "nature", 90),
+        ("Pong", "machado", 50),
+        ("Pong", "nature", 1_000),
+    ],
+)
+def test_gathered_stacks_are_envpools_own(game: str, protocol: str, max_episode_steps: int) -> None:
+    script = np.random.default_rng(3).integers(0, 18, (260, 2))
+    rows, stacks = play(game, protocol, max_episode_steps, script)
+    rule, cut = TransitionRule(4, 3, 0.99, 1.0), Cut(11, 32)
+    seen: dict[str, int] = defaultdict(int)
+    for env_id, stream in enumerate(rows):
+        blocks = build(stream, cut, rule)
+        replay = SmallReplay(100, cut.length, rule)
+        for block in blocks:
+            replay.insert(block)
+        assert 0 in {replay.insert(block) for block in blocks}  # the first round was evicted
+        batch = gather(sample_of(replay.places), replay.mapped)
+        for i, (block_id, row) in enumerate(replay.places):
+            at = cut.start(replay.blocks[block_id].sequence) + row
+            last = next(k for k in range(at, at + 4) if stream[k].ends or k == at + 3)
+            np.testing.assert_array_equal(batch.s_tm1[i], stacks[at, env_id])
+            np.testing.assert_array_equal(batch.s_t[i], stacks[last, env_id])
+            assert_same(batch, i, transition_at(stream, at, rule))
+            seen["terminated"] += stream[last].terminated
+            seen["truncated"] += stream[last].truncated
+            seen["from a reset"] += stream[at].first
+    ends = {("Breakout", "machado"): "terminated", ("Breakout", "nature"): "terminated"}
+    if max_episode_steps < 1_000:
+        assert seen[ends.get((game, protocol), "truncated")] > 0
+        assert seen["from a reset"] > 0
+
+
+def some_batch() -> tuple[Batch, SmallReplay]:
+    """A batch of a small replay of 30 rows."""
+    rule = TransitionRule(2, 1, 0.9, None)
+    rows = [
+        Row(np.full((3, 3), k, np.uint8), k, np.float32(k), False, False, k == 0, k)
+        for k in range(30)
+    ]
+    replay = SmallReplay(12, 6, rule)
+    for block in build(rows, Cut(6, 6), rule)[:2]:
+        replay.insert(block)
+    return gather(sample_of(replay.places), replay.mapped), replay
+
+
+def test_a_batch_says_where_it_comes_from_and_with_what_weight() -> None:
+    batch, replay = some_batch()
+    assert batch.sources == ("env",) * 12
+    assert batch.sample.block_ids.tolist() == [0] * 6 + [1] * 6
+    assert batch.weights is batch.sample.weights
+    assert batch.a_tm1.dtype == np.int64 and batch.a_tm1.tolist() == list(range(12))
+
+
+def test_a_batch_has_memory_of_its_own_and_outlives_its_blocks() -> None:
+    batch, replay = some_batch()
+    for block in replay.blocks.values():
+        for name in ("s_tm1", "s_t"):
+            assert not np.shares_memory(getattr(batch, name), block.observations)
+    assert batch.s_tm1.flags.writeable
+
+
+def test_a_place_in_a_block_that_has_gone_is_an_error() -> None:
+    _, replay = some_batch()
+    with pytest.raises(KeyError):
+        gather(sample_of([(0, 0), (99, 0)]), replay.mapped)
+
+
+def test_a_batch_whose_arrays_disagree_is_refused() -> None:
+    batch, _ = some_batch()
+    batch.check_valid()
+    with pytest.raises(ValueError, match=r"s_tm1 .* and s_t .* differ"):
+        dataclasses.replace(batch, s_t=batch.s_t[:-1]).check_valid()
+    with pytest.raises(ValueError, match="r_t is float64"):
+        dataclasses.replace(batch, r_t=batch.r_t.astype(np.float64)).check_valid()
+    with pytest.raises(ValueError, match="weights is float32"):
+        dataclasses.replace(batch, weights=batch.weights[:-1]).check_valid()
