@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from rl_cluster.config import RunConfig
     from rl_cluster.preparation import PreparedRun
     from rl_cluster.run_directory import RunDirectory
+    from rl_cluster.telemetry.display import Display
+    from rl_cluster.telemetry.summary import Summary
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -125,19 +128,48 @@ def _train(arguments: argparse.Namespace, stop: StopFlag) -> int:
 
 def _run(config: RunConfig, prepared: PreparedRun, directory: RunDirectory, stop: StopFlag) -> int:
     from rl_cluster.checkpoint import CheckpointError
-    from rl_cluster.cluster.training import RunFailed, train
+    from rl_cluster.cluster.training import Interrupted, RunFailed, train
     from rl_cluster.telemetry.display import Display
-    from rl_cluster.telemetry.report import write_report
 
     _announce(prepared, directory.path)
     with Display() as display:
         try:
-            summary = train(config, prepared, directory, stop, display.update)
+            summary = train(config, prepared, directory, stop, _showing(display))
+        except Interrupted:
+            return INTERRUPTED
         except (RunFailed, CheckpointError) as error:
             return _complain(str(error), FAILED)
-        display.finish(summary, [f"report: {write_report(directory.path)}"])
+        # Reading weeks of figures takes longer than an interrupted program may stay.
+        note = _report_note(directory.path) if summary["state"] == "completed" else (
+            f"report: rl-cluster report {directory.path}")  # fmt: skip
+        display.finish(summary, [note])
     codes = {"completed": DONE, "interrupted": INTERRUPTED}
     return codes.get(summary["state"], FAILED)
+
+
+def _showing(display: Display) -> Callable[[Summary], None]:
+    """The display's update, until its terminal is gone: the run goes on without it."""
+    gone = False
+
+    def show(summary: Summary) -> None:
+        nonlocal gone
+        if gone:
+            return
+        try:
+            display.update(summary)
+        except (OSError, SystemExit):  # SystemExit: rich's answer to a broken pipe
+            gone = True
+
+    return show
+
+
+def _report_note(run_dir: Path) -> str:
+    from rl_cluster.telemetry.report import write_report
+
+    try:
+        return f"report: {write_report(run_dir)}"
+    except (OSError, ValueError) as error:
+        return f"no report: {error}"
 
 
 def _announce(prepared: PreparedRun, run_dir: Path) -> None:

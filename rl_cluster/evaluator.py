@@ -6,7 +6,7 @@ policies.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class Evaluator:
         return evaluation, recorder
 
     @property
-    def schema(self) -> dict[str, object]:
+    def schema(self) -> dict[str, Any]:
         """What a checkpoint must agree in to be evaluated here."""
         return checkpoint_schema(self._config.agent, self._spec)
 

@@ -17,9 +17,15 @@ from typing import IO
 
 from rl_cluster.config import RunConfig, dump
 from rl_cluster.effective import EffectiveConfig
-from rl_cluster.telemetry.summary import read_summary, write_text_atomically
+from rl_cluster.telemetry.summary import (
+    Summary,
+    read_summary,
+    write_summary,
+    write_text_atomically,
+)
 
 _CLUSTER = "cluster.json"
+_LOCK = "lock"
 
 
 class RunDirectoryError(RuntimeError):
@@ -66,7 +72,7 @@ class RunDirectory:
                 "directory with --run"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "lock").open("a+")
+        self._lock = (self.path / _LOCK).open("a+")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -88,18 +94,24 @@ class RunDirectory:
         """Say where the run can be reached."""
         write_text_atomically(self.path / _CLUSTER, json.dumps(asdict(address)))
 
+    def mark_failed(self) -> None:
+        """Let the summary say that the run failed, where one was written."""
+        summary = self.earlier_summary()
+        if summary is not None:
+            write_summary(self.path, {**summary, "state": "failed", "updated_at": time.time()})
+
     def release(self) -> None:
         """The run is over: nobody can be reached, and the next writer may come."""
         (self.path / _CLUSTER).unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
 
-    def earlier_wall_s(self) -> float:
-        """Seconds at work in earlier sessions; 0 where there were none."""
+    def earlier_summary(self) -> Summary | None:
+        """How the session before ended; None where there was none."""
         try:
-            return read_summary(self.path)["wall_s"]
+            return read_summary(self.path)
         except FileNotFoundError:
-            return 0.0
+            return None
 
 
 def read_address(run_dir: Path) -> ClusterAddress:
@@ -109,9 +121,14 @@ def read_address(run_dir: Path) -> ClusterAddress:
       RunDirectoryError: the run is not live, or this is no run.
     """
     try:
-        return ClusterAddress(**json.loads((run_dir / _CLUSTER).read_text()))
+        address = ClusterAddress(**json.loads((run_dir / _CLUSTER).read_text()))
+        with (run_dir / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return address
     except FileNotFoundError:
-        raise RunDirectoryError(
-            f"{run_dir} is not running now: `rl-cluster train --resume --run {run_dir}` goes on "
-            "with it"
-        ) from None
+        pass
+    raise RunDirectoryError(
+        f"{run_dir} is not running now: `rl-cluster train CONFIG --resume --run {run_dir}` goes on "
+        "with it"
+    )

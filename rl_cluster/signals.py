@@ -2,6 +2,7 @@
 
 Invariant: from installation on, a signal never interrupts what is under way; it is answered at the
 next look, so that everything is saved. A second signal changes nothing: the first is being obeyed.
+SIGHUP, which a closing terminal sends, is ignored: a run does not belong to its terminal.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class StopFlag:
         """Take over both signals; again after a library has taken them."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until the flag is set or the time is over; return whether it is set."""

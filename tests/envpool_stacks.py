@@ -72,3 +72,19 @@ def play(
         stacks.append(pool.step(actions[turn])[0])
     env.close()
     return rows, np.stack(stacks[:turns])
+
+
+def without_lost_lives(stacks: np.ndarray, rows: list[list[Row]]) -> np.ndarray:
+    """EnvPool's stacks with every reset frame filling its stack.
+
+    EnvPool fills a stack with the reset frame only where a game starts; where a life starts it
+    leaves the frames of the life before in the older places.
+    """
+    stacks = stacks.copy()
+    for env_id, stream in enumerate(rows):
+        for at, row in enumerate(stream):
+            if row.first:
+                reset_frame = stacks[at, env_id, -1].copy()
+                for age, stack in enumerate(stacks[at : at + 3, env_id]):
+                    stack[: 3 - age] = reset_frame
+    return stacks

@@ -12,6 +12,9 @@ from rl_cluster.agents.networks import QNetwork
 from rl_cluster.replay.gather import Batch
 from rl_cluster.replay.index import Sample
 
+# Networks this small are slower on two threads than on one, and far slower on busy cores.
+torch.set_num_threads(1)
+
 ACTIONS = 3
 IMAGE = (2, 12, 12)
 VECTOR = (2, 4)

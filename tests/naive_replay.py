@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from rl_cluster.replay.block import Block, BlockBuilder
 from rl_cluster.replay.gather import Batch
 from rl_cluster.replay.transitions import TransitionRule
+
+# On a loaded machine an example takes as long as it takes.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @dataclass(frozen=True)

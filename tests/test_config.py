@@ -162,7 +162,7 @@ def at(config: RunConfig, path: str) -> Any:
     return list(node) if isinstance(node, tuple) else node
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(chosen())
 def test_any_overrides_take_effect_and_survive_yaml(values: dict[str, Any]) -> None:
     overrides = [f"{path}={yaml.safe_dump(value)}" for path, value in values.items()]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from envpool_stacks import play
+from envpool_stacks import play, without_lost_lives
 from hypothesis import given
 from hypothesis import strategies as st
+from naive_replay import Row, unhurried
 
 from rl_cluster.frame_stack import FrameStack
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**32))
+@unhurried
 def test_a_stack_is_the_last_frames_of_the_episode_and_its_first_frame_before_them(
     depth: int, num_envs: int, seed: int
 ) -> None:
@@ -37,19 +39,33 @@ def test_stacks_keep_shape_and_type_of_the_observations() -> None:
     assert stacks.shape == (2, 4, 84, 84) and stacks.dtype == np.uint8
 
 
+def acting(rows: list[list[Row]]) -> np.ndarray:
+    """Stacks (turns, num_envs, 4, 84, 84) as a rollout has them."""
+    frames = FrameStack(len(rows), 4, (84, 84), np.dtype(np.uint8))
+    return np.stack(
+        [
+            frames.push(
+                np.arange(len(rows)),
+                np.stack([row.observation for row in turn]),
+                np.array([row.first for row in turn]),
+            )
+            for turn in zip(*rows, strict=True)
+        ]
+    )
+
+
 @pytest.mark.parametrize(
-    ("game", "protocol", "max_episode_steps"),
-    [("Breakout", "machado", 400), ("Breakout", "nature", 90), ("Pong", "machado", 50)],
+    ("game", "max_episode_steps"), [("Breakout", 400), ("Breakout", 45), ("Pong", 50)]
 )
-def test_stacks_for_acting_are_envpools_own(
-    game: str, protocol: str, max_episode_steps: int
-) -> None:
+def test_stacks_for_acting_are_envpools_own(game: str, max_episode_steps: int) -> None:
     script = np.random.default_rng(3).integers(0, 18, (260, 2))
-    rows, expected = play(game, protocol, max_episode_steps, script)
-    frames = FrameStack(2, 4, (84, 84), np.dtype(np.uint8))
+    rows, expected = play(game, "machado", max_episode_steps, script)
     assert sum(row.ends for stream in rows for row in stream) >= 2
-    for turn, both in enumerate(zip(*rows, strict=True)):
-        observations = np.stack([row.observation for row in both])
-        first = np.array([row.first for row in both])
-        stacks = frames.push(np.arange(2), observations, first)
-        np.testing.assert_array_equal(stacks, expected[turn])
+    np.testing.assert_array_equal(acting(rows), expected)
+
+
+def test_after_a_lost_life_a_stack_starts_anew_where_envpools_shows_the_life_before() -> None:
+    script = np.random.default_rng(3).integers(0, 18, (260, 2))
+    rows, envpools = play("Breakout", "nature", 90, script)
+    np.testing.assert_array_equal(acting(rows), without_lost_lives(envpools, rows))
+    assert (acting(rows) != envpools).any()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rl_cluster.supervision.plan import (
     Action,
+    GiveUp,
     Kind,
     Park,
     RestartRule,
@@ -180,6 +181,17 @@ def test_a_parked_task_gets_nothing() -> None:
     assert decide(down, parked=frozenset({"Pong"})) == []
 
 
+def test_a_task_does_without_an_evaluator_that_always_fails() -> None:
+    failed = (910.0, 920.0, 930.0, 999.0)
+    workers = task(evaluator=failed, rollout_1=(900.0,))
+    (started, given_up) = decide(workers)
+    assert started == Start("Pong/rollout/1")
+    assert isinstance(given_up, GiveUp)
+    assert given_up.worker == "Pong/evaluator"
+    assert "failed 4 times within 100 s" in given_up.reason
+    assert decide(workers, parked=frozenset({"Pong/evaluator"})) == [started]
+
+
 def test_without_restarts_the_first_failure_parks() -> None:
     rule = replace(RULE, max_restarts=0)
     assert decide(task(learner=()), rule=rule) == [Start("Pong/learner")]
@@ -223,8 +235,11 @@ class World:
             self.parked.add(action.task)
             return
         record = self.records[action.worker]
-        assert record.task not in self.parked
-        if isinstance(action, Stop):
+        assert not self.parked & {record.task, record.name}
+        if isinstance(action, GiveUp):
+            assert record.kind == "evaluator"
+            self.parked.add(record.name)
+        elif isinstance(action, Stop):
             assert record.alive
         else:
             assert not record.alive
@@ -257,7 +272,7 @@ def test_through_any_history_only_the_dead_are_started_and_the_parked_get_nothin
     for _ in range(20):  # quiet: what is not parked comes back
         world.tick(random, 10.0)
     for record in world.records.values():
-        assert record.alive or record.task in world.parked
+        assert record.alive or world.parked & {record.task, record.name}
 
 
 @given(st.integers(0, 2**32 - 1))

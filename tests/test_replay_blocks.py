@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from naive_replay import Cut, Row, append, build, cuts, rules, streams
+from naive_replay import Cut, Row, append, build, cuts, rules, streams, unhurried
 
 from rl_cluster.replay.block import Block, BlockBuilder
 from rl_cluster.replay.transitions import TransitionRule
@@ -42,6 +42,7 @@ def flags(*rows: int) -> np.ndarray:
 
 
 @given(streams(), cuts, rules)
+@unhurried
 def test_the_cores_of_the_blocks_are_the_rows_without_gap_or_repetition(
     rows: list[Row], cut: Cut, rule: TransitionRule
 ) -> None:
@@ -63,6 +64,7 @@ def test_the_cores_of_the_blocks_are_the_rows_without_gap_or_repetition(
 
 
 @given(streams(), cuts, rules)
+@unhurried
 def test_every_sealed_block_is_valid_and_holds_all_that_its_transitions_need(
     rows: list[Row], cut: Cut, rule: TransitionRule
 ) -> None:
@@ -78,6 +80,7 @@ def test_every_sealed_block_is_valid_and_holds_all_that_its_transitions_need(
 
 
 @given(streams(), cuts, rules)
+@unhurried
 def test_a_block_is_sealed_by_the_last_row_it_needs(
     rows: list[Row], cut: Cut, rule: TransitionRule
 ) -> None:

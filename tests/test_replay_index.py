@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from naive_replay import unhurried
 
 from rl_cluster.replay.block import BlockInfo
 from rl_cluster.replay.index import MIN_PRIORITY, ReplayIndex, Sample
@@ -283,4 +284,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40)
+TestAnyOrder.settings = settings(unhurried, max_examples=60, stateful_step_count=40)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from naive_replay import Cut, Row, build, cuts, rules, streams, transition_at
+from naive_replay import Cut, Row, build, cuts, rules, streams, transition_at, unhurried
 
 from rl_cluster.replay.transitions import BlockTransitions, TransitionRule, block_transitions
 
@@ -43,7 +43,7 @@ def stacks(found: BlockTransitions, rows: np.ndarray) -> list[list[int]]:
 
 
 @given(streams(), cuts, rules)
-@settings(max_examples=250)
+@settings(unhurried, max_examples=250)
 def test_every_start_row_gives_its_transition_exactly_once(
     rows: list[Row], cut: Cut, rule: TransitionRule
 ) -> None:
@@ -66,6 +66,7 @@ def test_every_start_row_gives_its_transition_exactly_once(
 
 
 @given(streams(), cuts, rules)
+@unhurried
 def test_no_transition_leaves_its_episode(rows: list[Row], cut: Cut, rule: TransitionRule) -> None:
     episodes = np.cumsum([row.first for row in rows])
     for block in build(rows, cut, rule):
@@ -77,6 +78,7 @@ def test_no_transition_leaves_its_episode(rows: list[Row], cut: Cut, rule: Trans
 
 
 @given(streams(), cuts, rules)
+@unhurried
 def test_contiguous_says_that_both_stacks_are_one_run_of_rows(
     rows: list[Row], cut: Cut, rule: TransitionRule
 ) -> None:

@@ -57,18 +57,33 @@ def _check_not_behind(saved: dict[str, Any] | None, run: LiveRun) -> dict[str, A
     return state
 
 
-def test_ctrl_c_in_a_terminal_reaches_every_process_and_still_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_still_saves(tmp_path: Path, number: int) -> None:
+    """As Ctrl-C in a terminal, `timeout` and job schedulers send it; some send it twice."""
     with LiveRun(CATCH, tmp_path / "run", *SETTINGS) as run:
         run.wait_for(lambda s: s["tasks"]["Catch"]["learner_updates"] > 50, 60)
-        os.killpg(run.process.pid, signal.SIGINT)
+        os.killpg(run.process.pid, signal.SIGHUP)
+        time.sleep(1)
+        assert run.process.poll() is None, "a closed terminal does not end a run"
+        os.killpg(run.process.pid, number)
         time.sleep(0.5)
-        os.killpg(run.process.pid, signal.SIGINT)
+        os.killpg(run.process.pid, number)
         assert run.finish(60) == 130, run.log()
         run.check_nothing_left()
         summary = run.summary()
         assert summary["state"] == "interrupted"
         latest = (run.run_dir / "Catch" / "checkpoints" / "latest").read_text()
         assert int(latest) == summary["tasks"]["Catch"]["learner_updates"]
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 1.5, 3.0, 4.5, 6.0])
+def test_a_signal_while_starting_ends_it_cleanly(tmp_path: Path, delay_s: float) -> None:
+    with LiveRun(CATCH, tmp_path / "run", *SETTINGS) as run:
+        time.sleep(delay_s)
+        start_s = time.monotonic()
+        assert run.interrupt() == 130, run.log()
+        assert time.monotonic() - start_s < 10
+        run.check_nothing_left()
 
 
 def test_a_run_is_driven_from_another_process(tmp_path: Path) -> None:

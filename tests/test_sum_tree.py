@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from naive_replay import unhurried
 
 from rl_cluster.replay.sum_tree import SumTree
 
@@ -36,6 +37,7 @@ def filled(size: int, calls: list[list[tuple]]) -> tuple[SumTree, np.ndarray]:
 
 
 @given(writes(whole))
+@unhurried
 def test_every_target_finds_the_index_that_a_cumulative_sum_finds(data: tuple) -> None:
     tree, values = filled(*data)
     np.testing.assert_array_equal(tree.get(np.arange(len(values))), values)
@@ -47,6 +49,7 @@ def test_every_target_finds_the_index_that_a_cumulative_sum_finds(data: tuple) -
 
 
 @given(writes(any_value), st.integers(0, 2**32))
+@unhurried
 def test_an_index_without_value_is_never_found(data: tuple, seed: int) -> None:
     tree, values = filled(*data)
     if tree.total == 0 or not np.isfinite(tree.total):

@@ -15,8 +15,8 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from rl_cluster.checkpoint import CheckpointStore
-from rl_cluster.cluster.actors import Actor, read
+from rl_cluster.checkpoint import CheckpointError, CheckpointStore
+from rl_cluster.cluster.actors import Actor, cause_of, read
 from rl_cluster.cluster.messages import (
     Candidate,
     EvaluatorStatus,
@@ -65,7 +65,12 @@ class EvaluatorActor:
             start_s = time.monotonic()
             candidate = self._ask_learner()
             if candidate is not None and candidate.step != evaluated_step:
-                self._evaluate(candidate, random)
+                try:
+                    self._evaluate(candidate, random)
+                except (OSError, CheckpointError) as error:
+                    self._notices.append(
+                        notice("evaluation_failed", cause_of(error), "the next one is due")
+                    )
                 evaluated_step = candidate.step
             rest_s = self._config.evaluation.period_s - (time.monotonic() - start_s)
             time.sleep(max(1.0, rest_s))
@@ -76,25 +81,30 @@ class EvaluatorActor:
         return EvaluatorStatus(self._newest, self._best, notices)
 
     def _evaluate(self, candidate: Candidate, random: GameResults) -> None:
-        checkpoint = CheckpointStore.load(candidate.path)
+        checkpoint = CheckpointStore.load(candidate.path, self._evaluator.schema)
         evaluation, recorder = self._evaluator.evaluate(checkpoint, random, self._clock.wall_s())
-        append_evaluation(self._dir / "evaluations.jsonl", evaluation)
+        known = [best for best in (self._best, candidate.best) if best is not None]
+        best = max(known, key=lambda b: b.mean_return, default=None)
+        improved = improves(best, evaluation)
+        self._best = Best(evaluation.mean_return, candidate.step) if improved else best
+        self._tell_learner(candidate.step, self._best if improved else None)
+        self._warn_if_worse_than_random(evaluation)
         self._newest = evaluation
-        if is_worse_than_random(evaluation):
+        append_evaluation(self._dir / "evaluations.jsonl", evaluation)
+        if recorder is not None:
+            recorder.save(self._dir / "videos" / "newest.gif")
+            if improved:
+                recorder.save(self._dir / "videos" / "best.gif")
+
+    def _warn_if_worse_than_random(self, evaluation: Evaluation) -> None:
+        """An incident when a policy falls below random play; not again while it stays there."""
+        before = self._newest is not None and is_worse_than_random(self._newest)
+        if is_worse_than_random(evaluation) and not before:
             cause = (
                 f"mean return {evaluation.mean_return:.2f} over {evaluation.episodes} games; the "
                 f"random policy has {evaluation.random_mean_return:.2f}"
             )
             self._notices.append(notice("worse_than_random", cause, "training goes on"))
-        known = [best for best in (self._best, candidate.best) if best is not None]
-        best = max(known, key=lambda b: b.mean_return, default=None)
-        improved = improves(best, evaluation)
-        self._best = Best(evaluation.mean_return, candidate.step) if improved else best
-        if recorder is not None:
-            recorder.save(self._dir / "videos" / "newest.gif")
-            if improved:
-                recorder.save(self._dir / "videos" / "best.gif")
-        self._tell_learner(candidate.step, self._best if improved else None)
 
     def _ask_learner(self) -> Candidate | None:
         """A checkpoint to evaluate; None while there is no learner to ask."""
@@ -111,7 +121,7 @@ class EvaluatorActor:
         try:
             return call(ray.get_actor(learner_name(self._task)))
         except (ValueError, RayError) as error:  # ValueError: no actor of that name now
-            self._notices.append(notice("learner_silent", str(error), "evaluation waits"))
+            self._notices.append(notice("learner_silent", cause_of(error), "evaluation waits"))
             return None
 
 

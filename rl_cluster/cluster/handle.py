@@ -17,7 +17,7 @@ from rl_cluster.cluster.actors import Actor, Ref, cause_of, read
 from rl_cluster.run_directory import read_address
 from rl_cluster.telemetry.summary import Summary
 
-_ANSWER_TIMEOUT_S = 30.0
+_ANSWER_TIMEOUT_S = 60.0
 
 
 class RunUnreachable(RuntimeError):
@@ -42,6 +42,11 @@ class RunHandle:
     def resume(self, task: str | None = None) -> None:
         """Let a paused task go on, or every one."""
         _answer(self._supervisor.resume.remote(task))
+
+    def checkpoint(self, task: str | None = None) -> dict[str, str | None]:
+        """Save a task now, or every one; task to its checkpoint's path, None where it failed."""
+        paths: dict[str, str | None] = _answer(self._supervisor.checkpoint.remote(task))
+        return paths
 
     def stop(self) -> None:
         """Save everything and end the run."""

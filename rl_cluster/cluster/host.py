@@ -9,18 +9,22 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import psutil
 import ray
 from ray._private import internal_api
 
 
-def object_store_bytes() -> int:
-    """Bytes in use in this node's object store."""
+def object_store_bytes() -> int | None:
+    """Bytes in use in this node's object store; None where its node does not answer."""
     ray_nodes: Any = ray.nodes
     node_stats: Any = internal_api.node_stats
     here = ray.get_runtime_context().get_node_id()
     node = next(node for node in ray_nodes() if node["NodeID"] == here)
-    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)
+    try:
+        stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)
+    except grpc.RpcError:
+        return None
     return int(stats.store_stats.object_store_bytes_used)
 
 
@@ -39,6 +43,6 @@ def host_memory_used_bytes() -> int:
 def _private_bytes(process: psutil.Process) -> int:
     try:
         memory = process.memory_info()
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return 0
     return int(memory.rss - memory.shared)

@@ -22,8 +22,8 @@ import torch
 from ray.exceptions import RayError
 
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
-from rl_cluster.cluster.actors import Actor, Ref, read
-from rl_cluster.cluster.messages import Candidate, LearnerStatus, notice
+from rl_cluster.cluster.actors import Actor, Ref, cause_of, read
+from rl_cluster.cluster.messages import Candidate, LearnerStatus, StopReport, notice
 from rl_cluster.cluster.replay_client import ReplayClient
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec
@@ -73,6 +73,7 @@ class LearnerActor:
         self._replay_state: dict[str, Any] | None = None
         self._best: Best | None = None
         self._newest: StepReport | None = None
+        self._skipped: StepReport | None = None
         self._paused, self._stopping = False, False
         self._waited_s, self._waited_since_s = 0.0, time.monotonic()
         self._publish_ms: float | None = None
@@ -81,37 +82,27 @@ class LearnerActor:
         self._restore()
 
     def run(self) -> None:
-        """Learn until `stop`."""
+        """Learn until `stop`; what was learned is saved when replay is lost, too."""
         read(self._replay.attach.remote(self._replay_state), _COMMAND_TIMEOUT_S)
         self._save()
         self._learner.publish()
         self._source.start()
-        while not self._stopping:
-            self._obey()
-            self._advance()
-        self._source.close()
+        try:
+            while not self._stopping:
+                self._obey()
+                self._advance()
+        except RayError:
+            self._save()
+            raise
+        finally:
+            self._source.close()
 
     def status(self) -> LearnerStatus:
-        """Figures of the newest step, and totals; does not wait for the loop."""
-        now_s = time.monotonic()
-        share = self._waited_s / max(1e-9, now_s - self._waited_since_s)
-        self._waited_s, self._waited_since_s = 0.0, now_s
-        notices, self._notices = tuple(self._notices), []
-        newest = self._newest
-        td_errors = None if newest is None else newest.td_errors
-        return LearnerStatus(
-            **asdict(self._learner.counters),
-            paused=self._paused,
-            loss=_finite(None if newest is None else newest.loss),
-            td_error_abs_mean=None if td_errors is None else float(np.abs(td_errors).mean()),
-            q_mean=_finite(None if newest is None else newest.q_mean),
-            gradient_norm=_finite(None if newest is None else newest.gradient_norm),
-            learning_rate=_finite(None if newest is None else newest.learning_rate),
-            wait_share=min(1.0, share),
-            publish_ms=self._publish_ms,
-            checkpoint_s=self._checkpoint_s,
-            notices=notices,
-        )
+        """Figures of the newest step, and totals.
+
+        Answered between two steps, so an answer shows that the loop moves.
+        """
+        return self._between_steps(self._figures)
 
     def pause(self) -> None:
         """Take no further step until `resume`."""
@@ -134,15 +125,47 @@ class LearnerActor:
         """Hear of an evaluation; `best` is given where checkpoint `step` is the new best."""
         self._between_steps(lambda: self._take_evaluation(step, best))
 
-    def stop(self) -> LearnerStatus:
+    def stop(self) -> StopReport:
         """Save and leave the loop; what is published stays."""
+        return self._between_steps(self._leave)
 
-        def leave() -> None:
-            self._save()
-            self._stopping = True
+    def _leave(self) -> StopReport:
+        self._stopping = True
+        saved = self._save() is not None
+        return StopReport(self._figures(), saved)
 
-        self._between_steps(leave)
-        return self.status()
+    def _figures(self) -> LearnerStatus:
+        now_s = time.monotonic()
+        share = self._waited_s / max(1e-9, now_s - self._waited_since_s)
+        self._waited_s, self._waited_since_s = 0.0, now_s
+        notices = [*self._notices, *self._skips()]
+        self._notices = []
+        newest = self._newest
+        td_errors = None if newest is None else newest.td_errors
+        return LearnerStatus(
+            **asdict(self._learner.counters),
+            paused=self._paused,
+            loss=_finite(None if newest is None else newest.loss),
+            td_error_abs_mean=None if td_errors is None else float(np.abs(td_errors).mean()),
+            q_mean=_finite(None if newest is None else newest.q_mean),
+            gradient_norm=_finite(None if newest is None else newest.gradient_norm),
+            learning_rate=_finite(None if newest is None else newest.learning_rate),
+            wait_share=min(1.0, share),
+            publish_ms=self._publish_ms,
+            checkpoint_s=self._checkpoint_s,
+            notices=tuple(notices),
+        )
+
+    def _skips(self) -> list[dict[str, str]]:
+        """One notice for all batches skipped since the last."""
+        if self._skipped is None:
+            return []
+        total = self._learner.counters.skipped_batches
+        cause = (
+            f"{self._skipped.skipped_because}; blocks of {', '.join(self._skipped.skipped_sources)}"
+        )
+        self._skipped = None
+        return [notice("batch_skipped", cause, "skipped whole", f"{total} in all")]
 
     def _advance(self) -> None:
         if self._paused:
@@ -159,8 +182,7 @@ class LearnerActor:
     def _step(self, batch: Batch) -> None:
         report = self._learner.step(batch)
         if report.td_errors is None:
-            cause = f"{report.skipped_because}; blocks of {', '.join(report.skipped_sources)}"
-            self._notices.append(notice("batch_skipped", cause, "skipped", report.learning_rate))
+            self._skipped = report
             return
         self._newest = report
         self._source.report(batch.sample, report.td_errors)
@@ -213,8 +235,8 @@ class LearnerActor:
 
     def _take_evaluation(self, step: int, best: Best | None) -> None:
         if best is not None:
-            self._best = best
             self._store.mark_best(step)
+            self._best = best
 
     def _newest_replay_state(self) -> dict[str, Any] | None:
         """The replay's state, or the last one known where it does not answer in time."""
@@ -222,7 +244,7 @@ class LearnerActor:
             self._replay_state = read(self._replay.state.remote(), _REPLAY_STATE_TIMEOUT_S)
         except RayError as error:
             self._notices.append(
-                notice("replay_silent", str(error), "saved with its last known state")
+                notice("replay_silent", cause_of(error), "saved with its last known state")
             )
         return self._replay_state
 

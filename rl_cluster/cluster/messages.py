@@ -51,6 +51,8 @@ class SampleReply:
 class ReplayStatus:
     """What the replay actor reports."""
 
+    attached: bool
+    """The learner has told it where its task stands."""
     env_steps: int
     transitions: int
     nbytes: int
@@ -91,6 +93,14 @@ class LearnerStatus:
     checkpoint_s: float | None
     notices: tuple[dict[str, str], ...] = ()
     """Incidents since the last report: kind, cause, action, detail."""
+
+
+@dataclass(frozen=True)
+class StopReport:
+    """How a learner left its loop."""
+
+    status: LearnerStatus
+    saved: bool
 
 
 @dataclass(frozen=True)

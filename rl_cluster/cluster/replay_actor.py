@@ -118,6 +118,7 @@ class ReplayActor:
         held_back_s, self._held_back_s = self._held_back_s, 0.0
         lengths = np.array(self._lengths)
         return ReplayStatus(
+            attached=self._attached.is_set(),
             env_steps=self._env_steps,
             transitions=self._index.transitions,
             nbytes=self._index.nbytes,
@@ -157,13 +158,13 @@ class ReplayActor:
                 call: Any = rollout.collect.options(num_returns=blocks + 1)
                 refs: list[Ref] = call.remote(blocks, self._env_steps)
                 infos, report = await refs[0]
-            except RayError as error:
+                self._take(infos, refs[1:], report)
+            except (RayError, ValueError) as error:  # ValueError: blocks that do not belong here
                 self._failed[name] = life, cause_of(error)
                 return
             finally:
                 self._in_flight -= self._chunk
                 self._room_changed.set()
-            self._take(infos, refs[1:], report)
 
     async def _room(self) -> None:
         """Wait until the ratio allows another call for blocks."""

@@ -24,7 +24,7 @@ from rl_cluster.replay.transitions import BlockTransitions, TransitionRule, bloc
 
 _CALLS_AHEAD = 2
 _BATCHES_PER_CALL = 2
-_NOTHING_YET_S = 0.005  # before asking again when the ratio allows no sample
+_NOTHING_YET_S = 0.01  # before asking again when the ratio allows no sample
 
 
 class ReplayClient:
@@ -48,6 +48,7 @@ class ReplayClient:
         self._reply_timeout_s = reply_timeout_s
         self._blocks: dict[int, BlockTransitions] = {}
         self._known_block_id = -1
+        self._oldest_block_id = 0
         self._td_errors: deque[tuple[Sample, np.ndarray]] = deque()
         self._batches: queue.Queue[Batch] = queue.Queue(maxsize=2)
         self._failure: BaseException | None = None
@@ -117,8 +118,10 @@ class ReplayClient:
         for (block_id, _), block in zip(new, blocks, strict=True):
             self._blocks[block_id] = block_transitions(block, self._rule)
             self._known_block_id = block_id
-        while self._blocks and (oldest := next(iter(self._blocks))) < reply.oldest_block_id:
+        # One reply late, since Ray may answer two calls in either order.
+        while self._blocks and (oldest := next(iter(self._blocks))) < self._oldest_block_id:
             del self._blocks[oldest]
+        self._oldest_block_id = max(self._oldest_block_id, reply.oldest_block_id)
 
     def _hand_over(self, batch: Batch) -> None:
         while not self._closed.is_set():

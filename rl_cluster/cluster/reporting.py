@@ -7,26 +7,45 @@ guess. Rates are differences of counters over a short window, so a pause shows a
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rl_cluster.cluster.messages import ReplayStatus
 from rl_cluster.cluster.task_group import TaskGroup
 from rl_cluster.evaluation import Evaluation
+from rl_cluster.telemetry.summary import Best, Returns, TaskState, TaskSummary, task_metrics
 from rl_cluster.telemetry.summary import Evaluation as EvaluationSummary
-from rl_cluster.telemetry.summary import Returns, TaskState, TaskSummary, task_metrics
 
 _WINDOW_S = 10.0
+_STARVED = 0.9  # share of the learner's time without a batch from which a task counts as waiting
 
 
 @dataclass
 class Totals:
-    """Newest counters: they outlive the actor that reported them."""
+    """Newest figures: they outlive the actor, and the session, that reported them."""
 
     env_steps: int = 0
     learner_updates: int = 0
     learner_samples: int = 0
     policy_version: int = 0
     skipped_batches: int = 0
+    returns: Returns = field(default_factory=lambda: Returns(last=[], mean=None, episodes=0))
+    evaluation: EvaluationSummary | None = None
+    best: Best | None = None
+
+    @staticmethod
+    def of(earlier: TaskSummary | None) -> Totals:
+        """Figures to start from: those that the session before ended with."""
+        if earlier is None:
+            return Totals()
+        return Totals(
+            env_steps=earlier["env_steps"],
+            learner_updates=earlier["learner_updates"],
+            policy_version=earlier["policy_version"],
+            skipped_batches=earlier["skipped_batches"],
+            returns=earlier["returns"],
+            evaluation=earlier["evaluation"],
+            best=earlier["best"],
+        )
 
 
 class Rate:
@@ -55,49 +74,67 @@ class Rate:
 class TaskReport:
     """Turns one task's statuses into its part of the summary and its row of metrics."""
 
-    def __init__(self, group: TaskGroup) -> None:
+    def __init__(self, group: TaskGroup, earlier: TaskSummary | None) -> None:
         self._group = group
-        self._totals = Totals()
+        self._totals = Totals.of(earlier)
         self._frames, self._samples = Rate(), Rate()
-        self.ended: TaskState | None = None
-        """`completed` or `failed`, once the task is."""
-        self.failure: str | None = None
+        self._final: TaskSummary | None = None
 
     @property
     def env_steps(self) -> int:
         """Environment steps of the task, over all sessions."""
         return self._totals.env_steps
 
+    @property
+    def ended(self) -> TaskState | None:
+        """`completed` or `failed`, once the task is."""
+        return self._final["state"] if self._final else None
+
+    def end(self, state: TaskState, failure: str | None = None) -> None:
+        """Keep the figures as they are now."""
+        self._final = {
+            **self.summary(),
+            "state": state,
+            "failure": failure,
+            "env_frames_per_s": 0.0,
+            "learner_samples_per_s": 0.0,
+        }
+
     def refresh(self, now_s: float) -> None:
         """Read the newest statuses."""
-        replay, learner, totals = (
-            self._group.replay_status, self._group.learner_status, self._totals)  # fmt: skip
-        if replay is not None and replay.env_steps:
+        group, totals = self._group, self._totals
+        replay, learner, evaluator = (
+            group.replay_status, group.learner_status, group.evaluator_status)  # fmt: skip
+        if replay is not None and replay.attached:
             totals.env_steps = replay.env_steps
+            totals.returns = _returns(replay)
+            self._frames.add(now_s, totals.env_steps * group.plan.spec.frame_skip)
         if learner is not None:
             totals.learner_updates = learner.updates
             totals.learner_samples = learner.samples
             totals.skipped_batches = learner.skipped_batches
             totals.policy_version = max(0, learner.policy_version)
-        self._frames.add(now_s, totals.env_steps * self._group.plan.spec.frame_skip)
-        self._samples.add(now_s, totals.learner_samples)
+            self._samples.add(now_s, totals.learner_samples)
+        if evaluator is not None and evaluator.evaluation is not None:
+            totals.evaluation = _evaluation(evaluator.evaluation)
+        if evaluator is not None and evaluator.best is not None:
+            totals.best = {"mean_return": evaluator.best.mean_return, "step": evaluator.best.step}
 
     def summary(self) -> TaskSummary:
         """The task's part of summary.json."""
+        if self._final is not None:
+            return self._final
         group, totals = self._group, self._totals
         replay, learner = group.replay_status, group.learner_status
-        evaluator = group.evaluator_status
         lag = replay.policy_lag if replay else (None, None)
-        best = evaluator.best if evaluator else None
-        evaluation = evaluator.evaluation if evaluator else None
         return {
             "state": self._state(),
-            "failure": self.failure,
+            "failure": None,
             "env_steps": totals.env_steps,
             "env_frames": totals.env_steps * group.plan.spec.frame_skip,
-            "env_frames_per_s": 0.0 if self.ended else self._frames.per_second,
+            "env_frames_per_s": self._frames.per_second,
             "learner_updates": totals.learner_updates,
-            "learner_samples_per_s": 0.0 if self.ended else self._samples.per_second,
+            "learner_samples_per_s": self._samples.per_second,
             "learner_wait_share": learner.wait_share if learner else 0.0,
             "rollout_wait_share": replay.rollout_wait_share if replay else 0.0,
             "samples_per_insert": {
@@ -113,9 +150,9 @@ class TaskReport:
                 "fill": replay.fill if replay else 0.0,
             },
             "loss": learner.loss if learner else None,
-            "returns": _returns(replay),
-            "evaluation": _evaluation(evaluation) if evaluation else None,
-            "best": {"mean_return": best.mean_return, "step": best.step} if best else None,
+            "returns": totals.returns,
+            "evaluation": totals.evaluation,
+            "best": totals.best,
             "restarts": group.restarts,
             "skipped_batches": totals.skipped_batches,
         }
@@ -148,21 +185,21 @@ class TaskReport:
 
     def _state(self) -> TaskState:
         replay, learner = self._group.replay_status, self._group.learner_status
-        if self.ended is not None:
-            return self.ended
         if replay is None or learner is None:
             return "starting"
         if learner.paused:
             return "paused"
-        return "running" if replay.warm else "warming_up"
+        if not replay.warm:
+            return "warming_up"
+        return "waiting" if learner.wait_share > _STARVED else "running"
 
 
-def _returns(replay: ReplayStatus | None) -> Returns:
-    last = list(replay.returns) if replay else []
+def _returns(replay: ReplayStatus) -> Returns:
+    last = list(replay.returns)
     return {
         "last": last,
         "mean": sum(last) / len(last) if last else None,
-        "episodes": replay.episodes if replay else 0,
+        "episodes": replay.episodes,
     }
 
 

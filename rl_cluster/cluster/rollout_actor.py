@@ -45,8 +45,7 @@ class WeightsInbox:
         try:
             return self._take()
         except RayError:
-            # The learner that owned the vector, or the actor that was asked, has died: its successor
-            # publishes a newer version.
+            # The vector's owner or the actor that was asked has died: a newer version will come.
             self._ask()
             return None
 

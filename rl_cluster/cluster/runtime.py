@@ -7,9 +7,10 @@ spills replay to disk: what does not fit was refused by admission.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
@@ -27,6 +28,7 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> str
         ray.init(config.address, namespace=namespace, log_to_driver=False)
         return str(ray.get_runtime_context().gcs_address)
     _stay_on_loopback()
+    setattr(services, "ConsolePopen", _OwnGroup)  # noqa: B010 - a type to mypy
     ray.init(
         address="local",
         namespace=namespace,
@@ -62,6 +64,13 @@ def join(address: str, namespace: str) -> None:
 def leave() -> None:
     """Disconnect; a local cluster ends with it."""
     ray.shutdown()
+
+
+class _OwnGroup(services.ConsolePopen):
+    """Ray's processes in groups of their own: a signal to ours must not end them unsaved."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, process_group=0, **options)
 
 
 def _stay_on_loopback() -> None:

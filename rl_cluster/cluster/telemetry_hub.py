@@ -1,7 +1,7 @@
 """Everything that a run writes about itself, by one writer: summary, metrics, incidents.
 
-Invariant: telemetry never stops training. A full disk is an incident on the error stream, once per
-file and cause, and the figures go on as soon as there is room.
+Invariant: telemetry never stops training. What a full disk refuses is named on the supervisor's
+error stream, and the figures go on as soon as there is room.
 """
 
 from __future__ import annotations
@@ -82,9 +82,15 @@ class TelemetryHub:
 
     def flush(self) -> None:
         """Make rows visible to readers."""
-        self._writer.flush()
+        try:
+            self._writer.flush()
+        except OSError as error:
+            _log.error("metrics not flushed: %s", error)
 
     def close(self) -> None:
         """Close every file."""
-        self._writer.close()
+        try:
+            self._writer.close()
+        except OSError as error:
+            _log.error("metrics not closed: %s", error)
         self._incidents.close()

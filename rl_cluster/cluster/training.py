@@ -10,27 +10,33 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 from ray.exceptions import RayError
 
 from rl_cluster.checkpoint import CheckpointStore
 from rl_cluster.cluster import names, runtime
-from rl_cluster.cluster.actors import Actor, Ref, is_here, read, spawn
+from rl_cluster.cluster.actors import Actor, Ref, cause_of, is_here, read, spawn
 from rl_cluster.cluster.messages import RunClock
 from rl_cluster.cluster.supervisor_actor import RunPlan, SupervisorActor
 from rl_cluster.config import RunConfig
+from rl_cluster.learner import checkpoint_schema
 from rl_cluster.preparation import PreparedRun
 from rl_cluster.run_directory import ClusterAddress, RunDirectory
 from rl_cluster.signals import StopFlag
 from rl_cluster.telemetry.summary import Summary
 
 _LOOK_S = 0.5
-_ANSWER_TIMEOUT_S = 60.0
-_SAVE_TIMEOUT_S = 7.0
+_SAVE_TIMEOUT_S = 6.0
+_CALM_SAVE_TIMEOUT_S = 90.0
 
 
 class RunFailed(RuntimeError):
     """The run ended without its supervisor; checkpoints up to then are whole."""
+
+
+class Interrupted(RuntimeError):
+    """Stopped before anything had been learned in this session; what was saved before stands."""
 
 
 def train(
@@ -45,57 +51,80 @@ def train(
     Args:
       requested: the configuration as given.
       prepared: what it became on this machine.
-      directory: taken by the caller.
+      directory: taken by the caller; released at the end.
       stop: ends the run, everything saved, once set.
       show: receives each new summary.
 
     Raises:
-      RunFailed: the supervisor died.
+      CheckpointError: the run to resume is of another architecture, or all of it is torn.
+      Interrupted: stopped while starting.
+      RunFailed: the supervisor died or did not answer.
     """
-    directory.write_configuration(requested, prepared.effective)
-    plan = _plan(prepared, directory)
-    config = prepared.effective.config
     try:
-        address = runtime.start(
-            config.cluster, directory.name, prepared.admission.object_store_bytes
-        )
-        stop.install()  # Ray took SIGTERM when it started
+        plan = _plan(prepared, directory)
+        directory.write_configuration(requested, prepared.effective)
+        _start_ray(prepared, directory, stop)
         supervisor = spawn(SupervisorActor, names.SUPERVISOR, plan, max_concurrency=8)
-        directory.write_address(ClusterAddress(address, directory.name, os.getpid()))
         return _watch(supervisor, stop, show)
     except RayError as error:
-        raise RunFailed(f"the supervisor died: {error}") from error
+        directory.mark_failed()
+        raise RunFailed(f"the supervisor died: {cause_of(error)}") from error
     finally:
         runtime.leave()
         directory.release()
 
 
+def _start_ray(prepared: PreparedRun, directory: RunDirectory, stop: StopFlag) -> None:
+    try:
+        address = runtime.start(
+            prepared.effective.config.cluster,
+            directory.name,
+            prepared.admission.object_store_bytes,
+        )
+    except SystemExit as error:  # Ray's own answer to SIGTERM while it starts
+        raise Interrupted from error
+    stop.install()
+    if stop:
+        raise Interrupted
+    directory.write_address(ClusterAddress(address, directory.name, os.getpid()))
+
+
 def _watch(supervisor: Actor, stop: StopFlag, show: Callable[[Summary], None]) -> Summary:
     run: Ref = supervisor.run.remote()
-    while not stop.wait(_LOOK_S):
-        if is_here(run):
-            break
-        show(read(supervisor.summary.remote(), _ANSWER_TIMEOUT_S))
-    else:
+    newest: Ref = supervisor.summary.remote()
+    shown = False
+    while not stop.wait(_LOOK_S) and not is_here(run):
+        if is_here(newest):
+            show(read(newest, _LOOK_S))
+            shown, newest = True, supervisor.summary.remote()
+    if not shown and not is_here(run):
+        raise Interrupted
+    if stop:
         supervisor.stop.remote()
-    summary: Summary = read(run, _SAVE_TIMEOUT_S)
+    summary: Summary = read(run, _SAVE_TIMEOUT_S if stop else _CALM_SAVE_TIMEOUT_S)
     return summary
 
 
 def _plan(prepared: PreparedRun, directory: RunDirectory) -> RunPlan:
     config = prepared.effective.config
+    earlier = directory.earlier_summary()
     return RunPlan(
         directory.name,
         directory.path,
         config,
         prepared.specs,
-        {task: _tracker_id(directory, task) for task in config.tasks},
-        RunClock(time.time(), directory.earlier_wall_s()),
+        {
+            task: _tracker_id(directory, task, checkpoint_schema(config.tasks[task].agent, spec))
+            for task, spec in prepared.specs.items()
+        },
+        RunClock(time.time(), earlier["wall_s"] if earlier else 0.0),
         len(prepared.machine.gpus),
+        earlier,
     )
 
 
-def _tracker_id(directory: RunDirectory, task: str) -> str:
+def _tracker_id(directory: RunDirectory, task: str, schema: dict[str, Any]) -> str:
     """The identity at trackers that the newest checkpoint holds, or a new one."""
-    loaded = CheckpointStore(directory.path / task / "checkpoints", keep=1).load_latest()
+    store = CheckpointStore(directory.path / task / "checkpoints", keep=1)
+    loaded = store.load_latest(schema)
     return str(loaded.checkpoint.state["tracker_id"]) if loaded else uuid.uuid4().hex[:12]

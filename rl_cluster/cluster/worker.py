@@ -7,6 +7,7 @@ notices a hang.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ from rl_cluster.cluster.actors import Actor, Ref, cause_of, is_here, read
 from rl_cluster.supervision.plan import Kind, WorkerRecord
 
 _HERE_S = 10.0  # for what was seen to be here
+_START_FACTOR = 5
 
 Notice = dict[str, str]
 """Kind, cause, action and detail of an incident, as its worker words it."""
@@ -33,13 +35,14 @@ class Worker:
         self._timeout_s = heartbeat_timeout_s
         self._loop: Ref | None = None
         self._question: Ref | None = None
-        self._asked_s = 0.0
+        self._answered_s = 0.0
         self._failures_s: list[float] = []
         self._cause = ""
 
     def filled(self, actor: Actor, loop: Ref | None) -> None:
         """Take a new actor and, where it has one, the call that runs its loop."""
         self.actor, self._loop, self._question = actor, loop, None
+        self._answered_s = time.monotonic()
         self.starts += 1
 
     def look(self, now_s: float) -> tuple[str | None, tuple[Notice, ...]]:
@@ -50,19 +53,27 @@ class Worker:
         """
         if self.actor is None:
             return None, ()
-        notices: tuple[Notice, ...] = ()
         try:
             if self._loop is not None and is_here(self._loop):
                 read(self._loop, _HERE_S)
                 self._loop = None
+        except RayError as error:
+            return self.fail(now_s, cause_of(error)), ()
+        notices: tuple[Notice, ...] = ()
+        try:
             notices = self._ask(now_s)
         except ActorUnavailableError:
             self._question = None
         except RayError as error:
             return self.fail(now_s, cause_of(error)), ()
-        if self._question is not None and now_s - self._asked_s > self._timeout_s:
-            return self.fail(now_s, f"no answer for {self._timeout_s:.0f} s: hung"), ()
+        if now_s - self._answered_s > self._patience_s:
+            return self.fail(now_s, f"no answer for {self._patience_s:.0f} s: hung"), ()
         return None, notices
+
+    @property
+    def _patience_s(self) -> float:
+        """How long it may say nothing; longer before its first answer, while it loads."""
+        return self._timeout_s * (1 if self.status is not None else _START_FACTOR)
 
     def fail(self, now_s: float, cause: str) -> str:
         """Kill the actor and remember why."""
@@ -93,9 +104,9 @@ class Worker:
         notices: tuple[Notice, ...] = ()
         if self._question is not None and is_here(self._question):
             self.status = read(self._question, _HERE_S)
-            self._question = None
+            self._question, self._answered_s = None, now_s
             notices = getattr(self.status, "notices", ())
         if self._question is None:
             method: Any = self.actor.ping if self.kind == "rollout" else self.actor.status
-            self._question, self._asked_s = method.remote(), now_s
+            self._question = method.remote()
         return notices

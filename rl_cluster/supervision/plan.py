@@ -71,7 +71,15 @@ class Park:
     reason: str
 
 
-Action = Start | Stop | Park
+@dataclass(frozen=True)
+class GiveUp:
+    """Do without a worker that its task can train without: the evaluator."""
+
+    worker: str
+    reason: str
+
+
+Action = Start | Stop | Park | GiveUp
 
 
 def plan(
@@ -85,7 +93,7 @@ def plan(
 
     Args:
       workers: every desired worker; `alive` tells whether it runs.
-      parked: tasks that were given up.
+      parked: tasks, and single workers, that were given up.
       now_s: present time, on the clock of `failures_s`.
       rule: intensity limit and back-off.
       rng: source of the back-off's jitter (± 20 %).
@@ -93,19 +101,37 @@ def plan(
     actions: list[Action] = []
     given_up = set(parked)
     for worker in workers:
-        if worker.alive or worker.task in given_up:
+        starting = {action.worker for action in actions if isinstance(action, Start)}
+        if worker.alive or worker.name in starting or given_up & {worker.name, worker.task}:
             continue
         recent = [t for t in worker.failures_s if now_s - t <= rule.window_s]
         if len(recent) > rule.max_restarts:
-            given_up.add(worker.task)
-            actions.append(Park(worker.task, _parked_because(worker, len(recent), rule)))
-        elif not recent or now_s - recent[-1] >= _wait_s(len(recent), rule, rng):
+            reason = _parked_because(worker, len(recent), rule)
+            optional = worker.kind == "evaluator"
+            given_up.add(worker.name if optional else worker.task)
+            actions.append(GiveUp(worker.name, reason) if optional else Park(worker.task, reason))
+        elif _is_due(recent, now_s, rule, rng) and not _lacks_replay(worker, workers, starting):
             actions += _restart(worker, workers)
     return [a for a in actions if isinstance(a, Park) or _task(a, workers) not in given_up]
 
 
-def _wait_s(failures: int, rule: RestartRule, rng: np.random.Generator) -> float:
-    return float(rule.backoff_s * 2 ** (failures - 1) * rng.uniform(0.8, 1.2))
+def _lacks_replay(
+    worker: WorkerRecord, workers: Sequence[WorkerRecord], starting: set[str]
+) -> bool:
+    """Whether a worker would start before the replay that it has to be joined to."""
+    if worker.kind not in ("learner", "rollout"):
+        return False
+    replays = [w for w in workers if w.task == worker.task and w.kind == "replay"]
+    return any(not w.alive and w.name not in starting for w in replays)
+
+
+def _is_due(
+    recent_s: Sequence[float], now_s: float, rule: RestartRule, rng: np.random.Generator
+) -> bool:
+    if not recent_s:
+        return True
+    wait_s = rule.backoff_s * 2 ** (len(recent_s) - 1) * rng.uniform(0.8, 1.2)
+    return bool(now_s - recent_s[-1] >= wait_s)
 
 
 def _restart(worker: WorkerRecord, workers: Sequence[WorkerRecord]) -> list[Action]:
@@ -119,7 +145,7 @@ def _restart(worker: WorkerRecord, workers: Sequence[WorkerRecord]) -> list[Acti
     return [*stops, Start(worker.name), *(Start(w.name) for w in dependents)]
 
 
-def _task(action: Start | Stop, workers: Sequence[WorkerRecord]) -> str:
+def _task(action: Start | Stop | GiveUp, workers: Sequence[WorkerRecord]) -> str:
     return next(w.task for w in workers if w.name == action.worker)
 
 

@@ -55,7 +55,7 @@ class Replay(TypedDict):
     capacity: int
     """Transitions."""
     fill: float
-    """transitions / capacity, 0 to 1."""
+    """Share of the places for blocks in use, 0 to 1."""
 
 
 class Returns(TypedDict):
@@ -88,7 +88,7 @@ class Best(TypedDict):
 
     mean_return: float
     step: int
-    """Env steps, and the name of its checkpoint."""
+    """Learner updates, which name its checkpoint."""
 
 
 class TaskSummary(TypedDict):

@@ -1,0 +1,203 @@
+"""The run directory: one writer at a time, however the last one died, and nothing overwritten."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from telemetry_samples import run_summary
+
+from rl_cluster.config import from_mapping, load
+from rl_cluster.effective import resolve
+from rl_cluster.machine import Machine
+from rl_cluster.run_directory import (
+    ClusterAddress,
+    RunDirectory,
+    RunDirectoryError,
+    read_address,
+)
+from rl_cluster.telemetry.summary import write_summary
+
+REQUESTED = from_mapping({"tasks": ["Pong"], "seed": 3})
+EFFECTIVE = resolve(REQUESTED, Machine(2, 10**10, 10**10))
+ADDRESS = ClusterAddress("127.0.0.1:6379", "mine", 4711)
+
+HOLDER = """
+import sys
+from pathlib import Path
+from rl_cluster.run_directory import RunDirectory
+directory = RunDirectory(Path(sys.argv[1]))
+directory.take(resume=sys.argv[2] == "resume")
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_by_another_process(path: Path, resume: bool = False) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path), "resume" if resume else "fresh"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "taken\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def finished_run(path: Path) -> Path:
+    """A directory that was a run."""
+    directory = RunDirectory(path)
+    directory.take(resume=False)
+    directory.write_configuration(REQUESTED, EFFECTIVE)
+    directory.release()
+    return path
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
+
+
+def test_a_directory_that_is_not_there_is_made_and_taken(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "runs" / "mine")
+    directory.take(resume=False)
+    assert directory.path.is_dir()
+    assert directory.name == "mine"
+    directory.release()
+
+
+def test_a_relative_path_keeps_its_place_when_the_process_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = RunDirectory(Path("mine"))
+    monkeypatch.chdir("/")
+    assert directory.path == tmp_path / "mine"
+
+
+def test_a_run_in_use_by_another_process_is_refused_and_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    with (
+        held_by_another_process(path) as holder,
+        pytest.raises(RunDirectoryError, match=rf"in use by process {holder.pid}, since \d{{4}}-"),
+    ):
+        RunDirectory(path).take(resume=False)
+
+
+def test_a_live_run_cannot_be_resumed_beside_itself(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "mine")
+    with held_by_another_process(path, resume=True) as holder:
+        before = files(path)
+        for _ in range(2):
+            with pytest.raises(RunDirectoryError, match=f"in use by process {holder.pid}"):
+                RunDirectory(path).take(resume=True)
+        assert files(path) == before
+
+
+def test_the_lock_is_free_as_soon_as_its_holder_was_killed(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "mine")
+    with held_by_another_process(path, resume=True) as holder:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        directory = RunDirectory(path)
+        directory.take(resume=True)
+        said = (path / "lock").read_text()
+        assert re.fullmatch(rf"process {os.getpid()}, since [-\d]+ [:\d]+\n", said)
+        directory.release()
+
+
+def test_the_lock_is_free_after_release(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "mine")
+    for _ in range(2):
+        directory = RunDirectory(path)
+        directory.take(resume=True)
+        with pytest.raises(RunDirectoryError, match="in use"):
+            RunDirectory(path).take(resume=True)
+        directory.release()
+
+
+def test_a_run_is_not_begun_again_over_itself(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "mine")
+    before = files(path)
+    with pytest.raises(RunDirectoryError, match=r"is a run already: add --resume.*--run"):
+        RunDirectory(path).take(resume=False)
+    assert files(path) == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_cannot_be_resumed_and_nothing_is_made(tmp_path: Path, there: bool) -> None:
+    path = tmp_path / "mine"
+    if there:
+        path.mkdir()
+    with pytest.raises(RunDirectoryError, match="holds no run to resume"):
+        RunDirectory(path).take(resume=True)
+    assert path.exists() == there
+    assert not there or list(path.iterdir()) == []
+
+
+def test_a_run_that_ended_before_it_wrote_anything_is_no_run(tmp_path: Path) -> None:
+    """Nothing would be lost, so the same command may be given again."""
+    path = tmp_path / "mine"
+    for _ in range(2):
+        directory = RunDirectory(path)
+        directory.take(resume=False)
+        directory.release()
+
+
+def test_both_configurations_are_written_and_read_back(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "mine")
+    assert load(path / "config.yaml") == REQUESTED
+    document = yaml.safe_load((path / "effective.yaml").read_text(encoding="utf-8"))
+    assert from_mapping(document["config"]) == EFFECTIVE.config
+    assert len(document["differences"]) == len(EFFECTIVE.differences)
+
+
+def test_a_live_run_can_be_reached_and_an_ended_one_cannot(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "mine")
+    directory.take(resume=False)
+    with pytest.raises(RunDirectoryError, match=r"is not running now.*--resume --run .*mine"):
+        read_address(directory.path)
+    directory.write_address(ADDRESS)
+    assert read_address(directory.path) == ADDRESS
+    directory.release()
+    with pytest.raises(RunDirectoryError, match="is not running now"):
+        read_address(directory.path)
+
+
+def test_a_run_that_was_killed_cannot_be_reached_though_its_address_lies_there(
+    tmp_path: Path,
+) -> None:
+    path = finished_run(tmp_path / "mine")
+    with held_by_another_process(path, resume=True) as holder:
+        RunDirectory(path).write_address(ADDRESS)
+        for _ in range(2):  # asking does not take the lock away
+            assert read_address(path) == ADDRESS
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        with pytest.raises(RunDirectoryError, match="is not running now"):
+            read_address(path)
+
+
+def test_what_is_no_run_cannot_be_reached(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="is not running now"):
+        read_address(tmp_path / "nothing")
+
+
+def test_a_resumed_run_knows_how_the_last_session_ended(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    assert directory.earlier_summary() is None
+    write_summary(tmp_path, run_summary())
+    assert directory.earlier_summary() == run_summary()
