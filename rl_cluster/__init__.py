@@ -1,3 +1,19 @@
 """rl-cluster: continuous, distributed actor/learner reinforcement learning on Ray."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rl_cluster.cluster.handle import RunHandle
+
 __version__ = "0.1.0"
+
+
+def attach(run_dir: str | Path) -> RunHandle:
+    """Connect to the live run in a directory; see `rl_cluster.cluster.handle.attach`."""
+    # Here, so that the plain parts can be imported without Ray.
+    from rl_cluster.cluster.handle import attach as attach_to_run
+
+    return attach_to_run(run_dir)

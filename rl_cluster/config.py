@@ -147,7 +147,7 @@ class LearnerConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
     threads: NonNegativeInt = 0
-    """CPU threads of one update; 0: this task's share of the cores."""
+    """CPU threads of one update; 0: half of this task's share of the cores."""
     target: Literal["period", "averaging"] = "period"
     """How the target network follows: a copy every so often, or a moving average."""
     target_period: PositiveInt = 1_000

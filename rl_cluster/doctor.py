@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import psutil
+import pynvml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
@@ -257,13 +258,9 @@ def disk(runs: Path) -> Finding:
 def gpu() -> Finding:
     """Name the GPUs; a machine without any is fine."""
     try:
-        import pynvml
-    except ImportError:
-        return Finding("ok", "not looked for: nvidia-ml-py is missing", "run `make install`")
-    try:
         pynvml.nvmlInit()
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        found = ", ".join(_described(pynvml, handle) for handle in handles)
+        found = ", ".join(_described(handle) for handle in handles)
         pynvml.nvmlShutdown()
     except pynvml.NVMLError_LibraryNotFound:
         return Finding("ok", "none")
@@ -275,7 +272,7 @@ def gpu() -> Finding:
     return Finding("ok", found or "none")
 
 
-def _described(pynvml: Any, handle: Any) -> str:
+def _described(handle: Any) -> str:
     room = pynvml.nvmlDeviceGetMemoryInfo(handle)
     name = pynvml.nvmlDeviceGetName(handle)
     return f"{name} ({data_size(room.free)} free of {data_size(room.total)})"

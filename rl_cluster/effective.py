@@ -72,7 +72,7 @@ def _resolve_task(
     automatic = {
         ("env", "name", ""): (name, "the task's name"),
         ("rollout", "env_threads", 0): (max(1, share // task.rollout.actors), cores),
-        ("learner", "threads", 0): (share, cores),
+        ("learner", "threads", 0): (max(1, share // 2), f"half of {cores}"),
         ("learner", "device", "auto"): ("cuda" if machine.gpus else "cpu", gpus),
     }
     differences = []

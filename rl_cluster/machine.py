@@ -6,11 +6,13 @@ nothing and imports neither Ray nor torch.
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pynvml
 
 from rl_cluster.cgroups import memory_limit_bytes, usable_cores
 
@@ -25,7 +27,7 @@ class Machine:
     shared_memory_bytes: int
     """Free in /dev/shm, where Ray keeps its objects."""
     gpus: tuple[str, ...] = ()
-    """Names of the GPUs that have a working driver."""
+    """Names of the GPUs that have a working driver, and a torch that can use them."""
 
 
 def detect(shared_memory: Path = Path("/dev/shm")) -> Machine:
@@ -41,9 +43,7 @@ def detect(shared_memory: Path = Path("/dev/shm")) -> Machine:
 
 
 def _gpus() -> tuple[str, ...]:
-    try:
-        import pynvml
-    except ImportError:
+    if importlib.metadata.version("torch").endswith("+cpu"):
         return ()
     try:
         pynvml.nvmlInit()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_cluster.agents.flat import flatten
@@ -40,6 +40,7 @@ def test_a_task_fills_the_store_with_its_blocks_those_on_their_way_and_its_weigh
     assert PONG.store_bytes == 3_006 * 300_000 + WEIGHT_VERSIONS * 7_000_000
 
 
+@settings(deadline=None)
 @given(demands())
 def test_what_is_admitted_is_the_sum_of_its_parts(tasks: list[TaskDemand]) -> None:
     admission = admit(tasks, replace(LARGE, memory_bytes=10**18, shared_memory_bytes=10**18))
@@ -49,6 +50,7 @@ def test_what_is_admitted_is_the_sum_of_its_parts(tasks: list[TaskDemand]) -> No
     assert admission.host_bytes == store + processes * PROCESS_BYTES + RAY_BYTES
 
 
+@settings(deadline=None)
 @given(demands())
 def test_a_run_is_admitted_to_the_byte(tasks: list[TaskDemand]) -> None:
     wide = replace(LARGE, memory_bytes=10**18, shared_memory_bytes=10**18)

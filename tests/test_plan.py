@@ -183,9 +183,9 @@ def test_a_parked_task_gets_nothing() -> None:
 
 def test_a_task_does_without_an_evaluator_that_always_fails() -> None:
     failed = (910.0, 920.0, 930.0, 999.0)
-    workers = task(evaluator=failed, rollout_1=(900.0,))
+    workers = task(evaluator=failed, learner=(900.0,))
     (started, given_up) = decide(workers)
-    assert started == Start("Pong/rollout/1")
+    assert started == Start("Pong/learner")
     assert isinstance(given_up, GiveUp)
     assert given_up.worker == "Pong/evaluator"
     assert "failed 4 times within 100 s" in given_up.reason
@@ -275,6 +275,7 @@ def test_through_any_history_only_the_dead_are_started_and_the_parked_get_nothin
         assert record.alive or world.parked & {record.task, record.name}
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_worker_that_always_dies_is_restarted_as_often_as_allowed_and_then_parked(
     seed: int,

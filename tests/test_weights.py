@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_cluster.weights import PublishedWeights, WeightStore
@@ -38,6 +38,7 @@ def test_a_learner_that_went_on_far_ahead_is_followed() -> None:
     assert store.version("Pong") == 40
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["Pong", "Breakout"]), st.integers(0, 9))))
 def test_versions_only_grow_and_tasks_do_not_touch_each_other(
     publications: list[tuple[str, int]],
