@@ -7,7 +7,7 @@ a failing drive does later is noticed at load. Nothing is ever unpickled: tensor
 the rest is JSON.
 
     STEP/model.safetensors  STEP/optimizer.safetensors  STEP/state.json  STEP/manifest.json
-    latest  best  candidate     text files, each naming a directory; `candidate` is being evaluated
+    latest  best  candidate   text files naming a directory; `candidate` is being evaluated
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CheckpointError(RuntimeError):
 
 
 class SchemaError(CheckpointError):
-    """A whole checkpoint that belongs to another environment or network than the one expected."""
+    """A whole checkpoint of another environment or network than the one expected."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def _sync(directory: Path) -> None:
 def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The files of a checkpoint, in the order to write them: the manifest last."""
     if checkpoint.step < 0:
-        raise CheckpointError(f"step is {checkpoint.step}; it counts learner updates, from 0")
+        raise CheckpointError(f"step is {checkpoint.step}: it counts updates, from 0")
     files = {
         "model.safetensors": _tensors_to_bytes(checkpoint.model),
         "optimizer.safetensors": _tensors_to_bytes(checkpoint.optimizer),
@@ -334,7 +334,7 @@ def _load(path: Path, expect_schema: Mapping[str, Any] | None) -> Checkpoint:
     manifest = _read_manifest(path)
     try:
         if expect_schema is not None:
-            _check_schema(path, manifest["schema"], expect_schema)
+            check_schema(path, manifest["schema"], expect_schema)
         contents = {name: _read_verified(path, name, manifest) for name in manifest["files"]}
         return Checkpoint(
             step=manifest["step"],
@@ -385,9 +385,9 @@ def _read_verified(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
     return content
 
 
-def _check_schema(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    # Through JSON, as the stored one went: (84, 84) and [84, 84] are the same shape.
-    expected = json.loads(_to_json(dict(expected)))
+def check_schema(place: object, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise SchemaError, naming both values of every difference, unless two schemas agree."""
+    expected = json.loads(_to_json(dict(expected)))  # (84, 84) and [84, 84] are the same shape
     differences = [
         f"{key} is {found.get(key)!r}, expected {expected.get(key)!r}"
         for key in sorted(found.keys() | expected.keys())
@@ -395,6 +395,6 @@ def _check_schema(path: Path, found: Mapping[str, Any], expected: Mapping[str, A
     ]
     if differences:
         raise SchemaError(
-            f"checkpoint {path} has another schema: {'; '.join(differences)}. Resume it with the "
+            f"{place} has another schema: {'; '.join(differences)}. Resume it with the "
             "configuration it was trained with, or start a new run directory"
         )

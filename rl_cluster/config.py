@@ -25,18 +25,20 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "bfloat16"]
 
-_FORBID_UNKNOWN = ConfigDict(extra="forbid")
-
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names key, value and remedy."""
 
 
-@dataclasses.dataclass(frozen=True)
-class EnvironmentConfig:
-    """What is played."""
+class _Settings:
+    """Unknown keys are errors in every group of settings."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvironmentConfig(_Settings):
+    """What is played."""
 
     entry: str = "envs.atari:make"
     """`module:function` that makes the vector environment."""
@@ -47,10 +49,8 @@ class EnvironmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(_Settings):
     """The actors that step environments."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
 
     actors: PositiveInt = 1
     """Rollout actors of this task."""
@@ -77,10 +77,8 @@ class RolloutConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplayConfig:
+class ReplayConfig(_Settings):
     """Experience kept for learning."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
 
     capacity_transitions: PositiveInt = 100_000
     """Transitions kept; the oldest block goes first."""
@@ -97,10 +95,8 @@ class ReplayConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class AgentConfig:
+class AgentConfig(_Settings):
     """What is learned: Double, dueling DQN with n-step returns."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
 
     frame_stack: PositiveInt = 4
     """Observations in one network input."""
@@ -123,10 +119,8 @@ class AgentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnerConfig:
+class LearnerConfig(_Settings):
     """How it is learned."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
 
     batch: PositiveInt = 32
     """Transitions in one update."""
@@ -159,10 +153,8 @@ class LearnerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(_Settings):
     """Whole games, unclipped, beside the random policy."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
 
     period_s: PositiveFloat = 120.0
     """Seconds from the start of one evaluation to the next."""
@@ -177,10 +169,8 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(_Settings):
     """What survives."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
 
     period_s: PositiveFloat = 20.0
     """Seconds between two checkpoints."""
@@ -189,25 +179,28 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(_Settings):
     """One thing being learned: its own environments, replay, learner and evaluator."""
 
-    __pydantic_config__ = _FORBID_UNKNOWN
-
     env: EnvironmentConfig = EnvironmentConfig()
+    """What is played."""
     rollout: RolloutConfig = RolloutConfig()
+    """How it is collected."""
     replay: ReplayConfig = ReplayConfig()
+    """What is kept."""
     agent: AgentConfig = AgentConfig()
+    """What is learned."""
     learner: LearnerConfig = LearnerConfig()
+    """How it is learned."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """How good it is."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """What survives."""
 
 
 @dataclasses.dataclass(frozen=True)
-class SupervisorConfig:
+class SupervisorConfig(_Settings):
     """When a worker counts as failed, and what follows."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
 
     heartbeat_timeout_s: PositiveFloat = 60.0
     """A worker that answers nothing for so long is killed and replaced."""
@@ -220,10 +213,8 @@ class SupervisorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TelemetryConfig:
+class TelemetryConfig(_Settings):
     """Where figures go, beside `metrics.jsonl` and Ray's own metrics."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
 
     period_s: PositiveFloat = 5.0
     """Seconds between two rows of every metric."""
@@ -234,10 +225,8 @@ class TelemetryConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterConfig:
+class ClusterConfig(_Settings):
     """The Ray cluster."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
 
     address: str = "local"
     """local: a cluster of this run's own; auto or host:port: one that is there."""
@@ -246,10 +235,8 @@ class ClusterConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(_Settings):
     """Everything a run needs to know."""
-
-    __pydantic_config__ = _FORBID_UNKNOWN
 
     tasks: dict[str, TaskConfig]
     """Task name (for Atari: the game) to its configuration."""
@@ -260,8 +247,11 @@ class RunConfig:
     max_env_steps: PositiveInt | None = None
     """A task is complete after this many environment steps; null: never."""
     supervisor: SupervisorConfig = SupervisorConfig()
+    """When workers are replaced."""
     telemetry: TelemetryConfig = TelemetryConfig()
+    """Where figures go."""
     cluster: ClusterConfig = ClusterConfig()
+    """Where it runs."""
 
     def check_valid(self) -> None:
         """Raise ConfigError where values contradict each other."""
@@ -307,12 +297,11 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
 def from_mapping(raw: Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
     """Build a configuration from plain data, overrides applied before defaults are spread."""
     tree = _merged({}, raw)
+    tree["tasks"] = _by_name(tree.get("tasks"))
     for override in overrides:
         _apply(tree, override)
     defaults = tree.pop("defaults", None) or {}
-    tasks = tree.get("tasks") or {}
-    if isinstance(tasks, list):
-        tasks = {task: {} for task in tasks}
+    tasks = _by_name(tree["tasks"])
     if not isinstance(tasks, dict) or not isinstance(defaults, dict):
         raise ConfigError("tasks is a list of names or a mapping; defaults is a mapping")
     tree["tasks"] = {name: _merged(defaults, task or {}) for name, task in tasks.items()}
@@ -328,7 +317,7 @@ def dump(config: RunConfig) -> str:
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
     """Plain data (mappings, lists, scalars) of the whole tree."""
-    tree: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config, mode="json")
+    tree: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config)
     return tree
 
 
@@ -343,13 +332,18 @@ def _merged(base: Mapping[str, Any], over: Any) -> dict[str, Any]:
     return merged
 
 
+def _by_name(tasks: Any) -> Any:
+    """A list of names as the mapping that it stands for."""
+    if isinstance(tasks, list) and all(isinstance(task, str) for task in tasks):
+        return {task: {} for task in tasks}
+    return tasks or {}
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise ConfigError(f"--set {override!r} must read a.b=value")
-    if keys[0] == "tasks" and isinstance(tree.get("tasks"), list):
-        tree["tasks"] = {task: {} for task in tree["tasks"]}
     node = tree
     for key in keys[:-1]:
         child = node.get(key)

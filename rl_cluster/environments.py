@@ -47,7 +47,7 @@ def make_environment(
     module_name, _, function = config.entry.partition(":")
     try:
         make: Any = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"env.entry is {config.entry!r}: {error}; give module:function, such as envs.atari:make"
         ) from error

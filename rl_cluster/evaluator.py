@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_cluster.agents.policy import GreedyPolicy
-from rl_cluster.checkpoint import Checkpoint
+from rl_cluster.checkpoint import Checkpoint, check_schema
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec, make_environment
 from rl_cluster.evaluation import (
@@ -57,8 +57,9 @@ class Evaluator:
           wall_s: the run's time at work, for the record.
 
         Raises:
-          SchemaError, ValueError: the checkpoint is of another architecture.
+          SchemaError: the checkpoint is of another architecture.
         """
+        check_schema("the checkpoint to evaluate", checkpoint.schema, self.schema)
         prefix = "online."
         self._network.load_state_dict(
             {

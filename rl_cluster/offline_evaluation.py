@@ -39,6 +39,11 @@ def evaluate_path(path: Path, games: int | None) -> dict[str, dict[str, Any]]:
     elif (path / "manifest.json").exists():
         task_dir = path.resolve().parent.parent
         config = _tasks(task_dir.parent)
+        if task_dir.name not in config:
+            raise FileNotFoundError(
+                f"{path} lies under {task_dir.name!r}, which is no task of the run in "
+                f"{task_dir.parent}: it has {', '.join(config)}"
+            )
         chosen = {task_dir.name: CheckpointStore.load(path)}
     else:
         raise FileNotFoundError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rl_cluster.agents.flat import flatten
-from rl_cluster.config import RunConfig, TaskConfig
+from rl_cluster.config import ConfigError, RunConfig, TaskConfig
 from rl_cluster.effective import EffectiveConfig, resolve
 from rl_cluster.environments import EnvironmentSpec, make_environment, spec_of
 from rl_cluster.learner import build_network
@@ -59,9 +59,16 @@ def _demand(name: str, task: TaskConfig, spec: EnvironmentSpec) -> TaskDemand:
         block_bytes=_full_block(task, spec).nbytes,
         blocks=max(2, -(-task.replay.capacity_transitions // rollout.block_length)),
         blocks_in_flight=in_flight,
-        weights_bytes=flatten(build_network(task.agent, spec)).nbytes,
+        weights_bytes=_weights_bytes(name, task, spec),
         processes=rollout.actors + _WORKERS_BESIDE_ROLLOUTS,
     )
+
+
+def _weights_bytes(name: str, task: TaskConfig, spec: EnvironmentSpec) -> int:
+    try:
+        return flatten(build_network(task.agent, spec)).nbytes
+    except ValueError as error:
+        raise ConfigError(f"tasks.{name}.agent: {error}") from error
 
 
 def _full_block(task: TaskConfig, spec: EnvironmentSpec) -> Block:

@@ -6,7 +6,6 @@ goes on with those it has when there are none. Every row records the version tha
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,11 +39,7 @@ class CollectReport:
     """What happened during one call of `collect`."""
 
     games: tuple[FinishedGame, ...]
-    policy_version: int
     epsilon_mean: float
-    wait_s: float
-    """Time in which no environment had a row ready."""
-    busy_s: float
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,6 @@ class Rollout:
         self._version = -1
         self._sealed: list[Block] = []
         self._games: list[FinishedGame] = []
-        self._wait_s = 0.0
         env.async_reset()
 
     def collect(self, num_blocks: int, task_env_steps: int) -> tuple[list[Block], CollectReport]:
@@ -95,7 +89,7 @@ class Rollout:
           num_blocks: blocks to return; what else was sealed meanwhile comes first next time.
           task_env_steps: steps of the whole task so far, which set ε.
         """
-        start_s, self._wait_s, self._games = time.monotonic(), 0.0, []
+        self._games = []
         settings = self._settings
         self._epsilon = exploration.annealed(
             settings.ladder,
@@ -107,15 +101,10 @@ class Rollout:
             self._take_newer_weights()
             self._step()
         blocks, self._sealed = self._sealed[:num_blocks], self._sealed[num_blocks:]
-        busy_s = time.monotonic() - start_s
-        return blocks, CollectReport(
-            tuple(self._games), self._version, float(self._epsilon.mean()), self._wait_s, busy_s
-        )
+        return blocks, CollectReport(tuple(self._games), float(self._epsilon.mean()))
 
     def _step(self) -> None:
-        before_s = time.monotonic()
         steps = self._env.recv()
-        self._wait_s += time.monotonic() - before_s
         stacks = self._stacks.push(steps.env_ids, steps.observations, steps.first)
         actions = exploration.epsilon_greedy(
             self._policy.actions(stacks),
@@ -152,8 +141,8 @@ class Rollout:
     def _take_newer_weights(self) -> None:
         newer = self._new_weights()
         if newer is not None:
-            self._version = newer[0]
             self._policy.load(newer[1])
+            self._version = newer[0]
 
     def _builder(self, env_id: int) -> BlockBuilder:
         """First blocks differ in length, so that builders do not all seal at once."""

@@ -322,7 +322,7 @@ def test_a_wrong_type_or_range_names_the_key_and_the_value(setting: str, value: 
         ("tasks: Pong", "a list of names or a mapping"),
         ("{tasks: [Pong], defaults: [1]}", "defaults is a mapping"),
         ("tasks: {Pong: 5}", "found 5"),
-        ("tasks: [1]", "should be a valid string"),
+        ("tasks: [1]", "tasks"),
         ("tasks: [a/b]", "'a/b' names a directory"),
         ("tasks: ['..']", "'..' names a directory"),
         ("tasks: ['a b']", "'a b' names a directory"),

@@ -34,7 +34,7 @@ def test_everything_that_was_left_to_the_machine_is_a_row_with_its_reason() -> N
         for setting, row in {
             "env.name": ("", task, "the task's name"),
             "rollout.env_threads": (0, 4, "8 cores for 2 tasks"),
-            "learner.threads": (0, 4, "8 cores for 2 tasks"),
+            "learner.threads": (0, 2, "half of 8 cores for 2 tasks"),
             "learner.device": ("auto", "cpu", "no GPU here"),
         }.items()
     }
@@ -44,7 +44,7 @@ def test_the_effective_tree_holds_what_the_rows_say_and_the_rest_as_requested() 
     requested = config("{tasks: [Pong], seed: 7, defaults: {learner: {batch: 64}}}")
     task = resolve(requested, machine(cores=2)).config.tasks["Pong"]
     assert task.env.name == "Pong"
-    assert (task.rollout.env_threads, task.learner.threads) == (2, 2)
+    assert (task.rollout.env_threads, task.learner.threads) == (2, 1)
     assert (task.learner.device, task.learner.batch) == ("cpu", 64)
     assert resolve(requested, machine()).config.seed == 7
     assert requested.tasks["Pong"].learner.device == "auto"
@@ -74,7 +74,7 @@ def test_the_actors_of_a_task_share_its_cores() -> None:
     requested = config("{tasks: [Pong, Breakout], defaults: {rollout: {actors: 2}}}")
     tasks = resolve(requested, machine(cores=16)).config.tasks
     assert [task.rollout.env_threads for task in tasks.values()] == [4, 4]
-    assert [task.learner.threads for task in tasks.values()] == [8, 8]
+    assert [task.learner.threads for task in tasks.values()] == [4, 4]
 
 
 def test_fewer_cores_than_tasks_still_give_each_a_thread() -> None:

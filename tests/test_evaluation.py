@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 import envs.atari
 import envs.catch
-from envs.base import AsyncVectorEnv, Rows, Steps
+from envs.base import AsyncVectorEnv, Layout, Rows, Steps
 from rl_cluster.evaluation import (
     Best,
     Evaluation,
@@ -44,8 +44,7 @@ class Marathons(AsyncVectorEnv):
 
     def __init__(self, lengths: Sequence[int], batch_size: int, order_seed: int = 0) -> None:
         super().__init__(
-            num_envs=len(lengths),
-            batch_size=batch_size,
+            layout=Layout.checked(len(lengths), batch_size, 0, 0),
             observation_space=spaces.Box(0, 10_000, (2,), np.int64),
             action_space=spaces.Discrete(5),
             config={},

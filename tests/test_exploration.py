@@ -93,6 +93,14 @@ def test_each_environment_explores_with_its_own_probability() -> None:
     assert greedy == pytest.approx(1 - epsilon + epsilon / 4, abs=0.01)
 
 
+def test_environments_explore_each_for_itself() -> None:
+    """In one step about the share ε of them, not all or none."""
+    greedy, epsilon = np.zeros(10_000, np.int64), np.full(10_000, 0.5)
+    actions = epsilon_greedy(greedy, epsilon, 1_000, np.random.default_rng(0))
+    assert (actions != 0).mean() == pytest.approx(0.5, abs=0.02)
+    assert len(set(actions.tolist())) > 900
+
+
 def test_the_same_random_state_gives_the_same_actions() -> None:
     greedy, epsilon = np.zeros(50, np.int64), np.full(50, 0.5)
     first, second, third = (

@@ -67,11 +67,11 @@ systems = st.builds(
     chunk=st.integers(1, 64),
     batch=st.integers(1, 64),
     samples_per_insert=st.sampled_from([0.1, 0.25, 1.0, 3.7, 8.0, 32.0]),
-    min_transitions=st.integers(1, 300),
+    min_transitions=st.sampled_from([1, 30, 300]),
 )
 who = st.integers(-1, 3)  # -1 is the sampler
 part = st.floats(0, 1, exclude_min=True)  # of a chunk: rows that end an episode start nothing
-schedules = st.lists(st.tuples(who, part), max_size=200)
+schedules = st.lists(st.tuples(who, part), min_size=40, max_size=200)
 
 
 @given(systems, schedules)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_all_that_is_kept_is_gathered_as_the_naive_replay_has_it_whatever_was_ev
 ) -> None:
     rule, rows, chosen, blocks = data
     replay = SmallReplay(capacity, chosen[0].length, rule)
-    kept_at_most = replay.index.capacity_blocks
+    kept_at_most = max(2, math.ceil(capacity / chosen[0].length))
     for count, block in enumerate(blocks, start=1):
         assert replay.insert(block) == (count - kept_at_most - 1 if count > kept_at_most else None)
         if count not in (len(blocks) // 2, len(blocks)) or not (places := replay.places):

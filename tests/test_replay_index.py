@@ -121,7 +121,9 @@ def test_the_capacity_is_rounded_up_to_whole_blocks_and_is_never_one(
     capacity: int, expected: int
 ) -> None:
     index = index_of(0, capacity)
-    assert index.capacity_blocks == expected
+    evicted = [index.insert(i, info_of([True] * LENGTH, i)) for i in range(expected + 1)]
+    assert evicted == [None] * expected + [0]
+    assert index.fill == 1
 
 
 def test_priorities_of_evicted_blocks_change_nothing() -> None:
@@ -229,8 +231,6 @@ class AnyOrder(RuleBasedStateMachine):
         drawn = np.array([self.priorities[block][row] for block, row in pairs])
         assert (drawn > 0).all()
         np.testing.assert_allclose(sample.weights, (drawn.min() / drawn) ** beta, rtol=1e-4)
-        versions = [self.infos[block].policy_versions[row] for block, row in pairs]
-        assert self.index.policy_versions(sample).tolist() == versions
         ages = [self.inserted - self.born[block] for block, _ in pairs]
         assert self.index.ages(sample).tolist() == ages
         self.drawn.append(sample)

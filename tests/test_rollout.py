@@ -176,8 +176,7 @@ def test_every_row_names_the_policy_that_acted_in_it() -> None:
     env = catch.make(num_envs=4, batch_size=2)
     delivered = record(env)
     rollout = rollout_of(env, Publisher(news))
-    blocks, report = rollout.collect(20, 0)
-    assert report.policy_version == 13
+    blocks, _ = rollout.collect(20, 0)
     changes = [-1, 4, 8, 9, 13]
     for env_id, own in by_source(blocks).items():
         versions, actions = cores(own, "policy_versions"), cores(own, "actions")
@@ -214,8 +213,7 @@ def test_refused_weights_never_count_as_the_policy_that_acts() -> None:
     rollout = rollout_of(catch.make(num_envs=2), Publisher(news))
     with pytest.raises(ValueError, match="do not fit a network of"):
         rollout.collect(50, 0)
-    blocks, report = rollout.collect(10, 0)
-    assert report.policy_version == 6
+    blocks, _ = rollout.collect(10, 0)
     assert set(np.concatenate([block.policy_versions[3:] for block in blocks]).tolist()) == {6}
 
 

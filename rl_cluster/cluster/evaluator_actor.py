@@ -81,7 +81,7 @@ class EvaluatorActor:
         return EvaluatorStatus(self._newest, self._best, notices)
 
     def _evaluate(self, candidate: Candidate, random: GameResults) -> None:
-        checkpoint = CheckpointStore.load(candidate.path, self._evaluator.schema)
+        checkpoint = CheckpointStore.load(candidate.path)
         evaluation, recorder = self._evaluator.evaluate(checkpoint, random, self._clock.wall_s())
         known = [best for best in (self._best, candidate.best) if best is not None]
         best = max(known, key=lambda b: b.mean_return, default=None)

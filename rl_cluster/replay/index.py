@@ -48,7 +48,6 @@ class ReplayIndex:
         self._rng = rng
         self._tree = SumTree(self._slots * block_length)
         self._ids = np.full(self._slots, -1, np.int64)
-        self._versions = np.zeros((self._slots, block_length), np.int32)
         self._born = np.zeros(self._slots, np.int64)
         self._order: deque[tuple[int, BlockInfo]] = deque()
         self._max_priority = 1.0
@@ -56,11 +55,6 @@ class ReplayIndex:
         self.inserted_transitions = 0
         self.transitions = 0
         self.nbytes = 0
-
-    @property
-    def capacity_blocks(self) -> int:
-        """Blocks kept at most."""
-        return self._slots
 
     @property
     def fill(self) -> float:
@@ -77,7 +71,6 @@ class ReplayIndex:
         evicted = self._evict() if len(self._order) == self._slots else None
         slot = block_id % self._slots
         self._ids[slot] = block_id
-        self._versions[slot, : len(info.starts)] = info.policy_versions
         self._born[slot] = self.inserted_transitions
         values = np.zeros(self._length)
         values[: len(info.starts)] = info.starts * self._max_priority
@@ -117,11 +110,6 @@ class ReplayIndex:
         if live.any():
             self._tree.set(slots[live] * self._length + sample.rows[live], values)
             self._max_priority = max(self._max_priority, float(values.max()))
-
-    def policy_versions(self, sample: Sample) -> np.ndarray:
-        """(B,) int32: versions that chose the sampled actions."""
-        versions: np.ndarray = self._versions[sample.block_ids % self._slots, sample.rows]
-        return versions
 
     def ages(self, sample: Sample) -> np.ndarray:
         """(B,) int64: transitions inserted since each sampled one."""

@@ -18,10 +18,10 @@ import numpy as np
 Kind = Literal["replay", "learner", "rollout", "evaluator"]
 
 _RESTARTED_WITH: Mapping[Kind, tuple[Kind, ...]] = {
-    "replay": ("replay", "learner", "rollout"),
-    "learner": ("learner",),
-    "rollout": ("rollout",),
-    "evaluator": ("evaluator",),
+    "replay": ("learner", "rollout"),
+    "learner": (),
+    "rollout": (),
+    "evaluator": (),
 }
 
 
@@ -136,11 +136,7 @@ def _is_due(
 
 def _restart(worker: WorkerRecord, workers: Sequence[WorkerRecord]) -> list[Action]:
     kinds = _RESTARTED_WITH[worker.kind]
-    dependents = [
-        w
-        for w in workers
-        if w.task == worker.task and w.kind in kinds and w.name != worker.name and w.alive
-    ]
+    dependents = [w for w in workers if w.task == worker.task and w.kind in kinds and w.alive]
     stops = [Stop(w.name, f"{worker.name} is replaced") for w in dependents]
     return [*stops, Start(worker.name), *(Start(w.name) for w in dependents)]
 
