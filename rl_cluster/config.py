@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,12 +19,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Switch = Annotated[bool, Field(strict=True)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "bfloat16"]
+
+_TASK_NAME = re.compile(r"[\w-]+")
+_TAKEN = ("tensorboard", "wandb", "lock")  # names in a run directory
 
 
 class ConfigError(ValueError):
@@ -106,9 +111,9 @@ class AgentConfig(_Settings):
     """γ per environment step."""
     reward_clip: PositiveFloat | None = 1.0
     """Rewards are clipped to ± this for learning; scores never are."""
-    double: bool = True
+    double: Switch = True
     """Double Q-learning (van Hasselt et al. 2016)."""
-    dueling: bool = True
+    dueling: Switch = True
     """Dueling heads (Wang et al. 2016)."""
     conv_channels: tuple[PositiveInt, ...] = (32, 64, 64)
     """Filters of the convolutions (kernels 8, 4, 3; strides 4, 2, 1: Mnih et al. 2015)."""
@@ -164,7 +169,7 @@ class EvaluationConfig(_Settings):
     """Share of random actions."""
     seed: NonNegativeInt = 10_000
     """Seed of the first game; the others follow."""
-    video: bool = True
+    video: Switch = True
     """Keep a short gif of a game of the newest evaluation and of the best."""
 
 
@@ -218,9 +223,9 @@ class TelemetryConfig(_Settings):
 
     period_s: PositiveFloat = 5.0
     """Seconds between two rows of every metric."""
-    tensorboard: bool = True
+    tensorboard: Switch = True
     """Write `tensorboard/` in the run directory."""
-    wandb: bool = False
+    wandb: Switch = False
     """Write to Weights & Biases: one run per task, offline unless logged in."""
 
 
@@ -230,7 +235,7 @@ class ClusterConfig(_Settings):
 
     address: str = "local"
     """local: a cluster of this run's own; auto or host:port: one that is there."""
-    dashboard: bool = False
+    dashboard: Switch = False
     """Start Ray's dashboard on loopback with a local cluster (about 0.9 GB)."""
 
 
@@ -258,8 +263,9 @@ class RunConfig(_Settings):
         if not self.tasks:
             raise ConfigError("tasks is empty: name at least one, such as `tasks: {Pong: {}}`")
         for name, task in self.tasks.items():
-            if not name or set(name) & set("/\\. \t\n"):
-                raise ConfigError(f"tasks: {name!r} names a directory: letters, digits, - and _")
+            if not _TASK_NAME.fullmatch(name) or name in _TAKEN:
+                rule = f"letters, digits, - and _, and none of {', '.join(_TAKEN)}"
+                raise ConfigError(f"tasks: {name!r} cannot name a task's directory: {rule}")
             _check_task(name, task)
 
 
@@ -275,6 +281,9 @@ def _check_task(name: str, task: TaskConfig) -> None:
             f"tasks.{name}.replay.min_transitions is {replay.min_transitions}, not below the "
             f"capacity of {replay.capacity_transitions}: learning could never start"
         )
+
+
+_ADAPTER = TypeAdapter(RunConfig)
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -317,8 +326,7 @@ def dump(config: RunConfig) -> str:
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
     """Plain data (mappings, lists, scalars) of the whole tree."""
-    tree: dict[str, Any] = TypeAdapter(RunConfig).dump_python(config)
-    return tree
+    return dict(_ADAPTER.dump_python(config))
 
 
 def _merged(base: Mapping[str, Any], over: Any) -> dict[str, Any]:
@@ -346,9 +354,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r} must read a.b=value")
     node = tree
     for key in keys[:-1]:
-        child = node.get(key)
-        if child is None:
-            child = node[key] = {}
+        child = node[key] = node.get(key) or {}
         if not isinstance(child, dict):
             raise ConfigError(f"--set {override!r}: {key} is a value, not a group of settings")
         node = child
@@ -360,7 +366,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def _validate(tree: Mapping[str, Any]) -> RunConfig:
     try:
-        return TypeAdapter(RunConfig).validate_python(tree)
+        return _ADAPTER.validate_python(tree)
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors(include_url=False)]
         raise ConfigError("\n".join(lines)) from error

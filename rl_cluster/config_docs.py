@@ -113,7 +113,7 @@ def value_text(hint: Any) -> str:
     """What may stand there, in words, such as `integer ≥ 1`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return f"{value_text(arguments[0])} {' and '.join(_bounds(arguments[1:]))}"
+        return f"{value_text(arguments[0])} {' and '.join(_bounds(arguments[1:]))}".strip()
     if origin is Literal:
         return " or ".join(f"`{choice}`" for choice in arguments)
     if origin in (Union, UnionType):

@@ -31,8 +31,11 @@ def evaluate_path(path: Path, games: int | None) -> dict[str, dict[str, Any]]:
 
     Raises:
       FileNotFoundError: the path is neither.
+      ValueError: fewer than one game.
       CheckpointError: a checkpoint is torn, altered, or of another architecture.
     """
+    if games is not None and games < 1:
+        raise ValueError(f"{games} games say nothing: ask for at least 1")
     if (path / "config.yaml").exists():
         config = _tasks(path)
         chosen = {task: _best_or_latest(path / task / "checkpoints") for task in config}
@@ -53,7 +56,11 @@ def evaluate_path(path: Path, games: int | None) -> dict[str, dict[str, Any]]:
 
 
 def _tasks(run_dir: Path) -> dict[str, TaskConfig]:
-    return resolve(config_module.load(run_dir / "config.yaml"), detect()).config.tasks
+    # Evaluation runs on the CPU, also on a machine without the GPU that the run had.
+    config = config_module.load(run_dir / "config.yaml")
+    overrides = [f"tasks.{task}.learner.device=cpu" for task in config.tasks]
+    config = config_module.load(run_dir / "config.yaml", overrides)
+    return resolve(config, detect()).config.tasks
 
 
 def _best_or_latest(directory: Path) -> Checkpoint:

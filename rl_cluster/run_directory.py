@@ -57,21 +57,27 @@ class RunDirectory:
         """Lock the directory for writing.
 
         Raises:
-          RunDirectoryError: another process holds it; it is a run and `resume` is false; or there
-          is
-            nothing to resume.
+          RunDirectoryError: another process holds it, it is a run already, or there is none to
+            resume.
         """
-        is_run = (self.path / "config.yaml").exists()
-        if resume and not is_run:
+        if resume and not self._is_run:
             raise RunDirectoryError(
                 f"{self.path} holds no run to resume: name one with --run, or leave --resume out"
             )
-        if is_run and not resume:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if self._is_run and not resume:
+            self.release()
             raise RunDirectoryError(
                 f"{self.path} is a run already: add --resume to go on with it, or name another "
                 "directory with --run"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def _is_run(self) -> bool:
+        return (self.path / "config.yaml").exists()
+
+    def _take_lock(self) -> None:
         self._lock = (self.path / _LOCK).open("a+")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -115,6 +115,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
             if hasattr(limit, name)
         }
         low, high = limits.get("ge", limits.get("gt")), limits.get("le")
+        if arguments[0] is bool:
+            return st.booleans()
         if arguments[0] is int:
             return st.integers(low, 10**9)
         open_below = "gt" in limits
@@ -127,7 +129,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(WORDS, JSON, max_size=3)
     if origin is not None:
         return st.one_of(map(values_of, arguments))
-    plain = {bool: st.booleans(), str: WORDS, type(None): st.none()}
+    plain = {str: WORDS, type(None): st.none()}
     return plain[hint]
 
 
@@ -323,10 +325,10 @@ def test_a_wrong_type_or_range_names_the_key_and_the_value(setting: str, value: 
         ("{tasks: [Pong], defaults: [1]}", "defaults is a mapping"),
         ("tasks: {Pong: 5}", "found 5"),
         ("tasks: [1]", "tasks"),
-        ("tasks: [a/b]", "'a/b' names a directory"),
-        ("tasks: ['..']", "'..' names a directory"),
-        ("tasks: ['a b']", "'a b' names a directory"),
-        ("tasks: ['']", "'' names a directory"),
+        ("tasks: [a/b]", "'a/b' cannot name a task's directory"),
+        ("tasks: ['..']", "'..' cannot name a task's directory"),
+        ("tasks: ['a b']", "'a b' cannot name a task's directory"),
+        ("tasks: ['']", "'' cannot name a task's directory"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(text: str, said: str) -> None:
@@ -425,3 +427,11 @@ def test_the_example_on_the_page_is_a_configuration() -> None:
 )
 def test_the_page_words_types_and_ranges(hint: Any, text: str) -> None:
     assert config_docs.value_text(hint) == text
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("rollout.environments", "true"), ("agent.double", "'no'")]
+)
+def test_a_switch_is_no_number_and_a_text_is_no_switch(setting: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        loaded("tasks: [Pong]", f"defaults.{setting}={value}")

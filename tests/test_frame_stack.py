@@ -58,14 +58,12 @@ def acting(rows: list[list[Row]]) -> np.ndarray:
     ("game", "max_episode_steps"), [("Breakout", 400), ("Breakout", 45), ("Pong", 50)]
 )
 def test_stacks_for_acting_are_envpools_own(game: str, max_episode_steps: int) -> None:
-    script = np.random.default_rng(3).integers(0, 18, (260, 2))
-    rows, expected = play(game, "machado", max_episode_steps, script)
+    rows, expected = play(game, "machado", max_episode_steps)
     assert sum(row.ends for stream in rows for row in stream) >= 2
     np.testing.assert_array_equal(acting(rows), expected)
 
 
 def test_after_a_lost_life_a_stack_starts_anew_where_envpools_shows_the_life_before() -> None:
-    script = np.random.default_rng(3).integers(0, 18, (260, 2))
-    rows, envpools = play("Breakout", "nature", 90, script)
+    rows, envpools = play("Breakout", "nature", 90)
     np.testing.assert_array_equal(acting(rows), without_lost_lives(envpools, rows))
     assert (acting(rows) != envpools).any()

@@ -144,8 +144,7 @@ def test_every_start_row_is_gathered_exactly_once(
 def test_gathered_stacks_are_envpools_own(
     game: str, protocol: str, max_episode_steps: int, ends_by: str
 ) -> None:
-    script = np.random.default_rng(3).integers(0, 18, (260, 2))
-    rows, stacks = play(game, protocol, max_episode_steps, script)
+    rows, stacks = play(game, protocol, max_episode_steps)
     if protocol == "nature":
         stacks = without_lost_lives(stacks, rows)
     rule, cut = TransitionRule(4, 3, 0.99, 1.0), Cut(11, 32)

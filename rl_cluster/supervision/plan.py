@@ -1,7 +1,7 @@
 """What to do about workers that failed: a pure function from records to actions.
 
-Erlang's rules. One for one for rollouts and evaluators; rest for one along replay → learner →
-rollouts, since each later one works on what the earlier one holds. Restarts wait twice as long each
+Erlang's rules. One for one for learners, rollouts and evaluators; rest for one for replay, on which
+learner and rollouts of its task work. Restarts wait twice as long each
 time within a window, and after too many the task is parked with its reason while the others go on.
 Invariant: the same records and the same random state give the same actions; nothing is started for
 a parked task.
