@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted with everything saved.
 Invariant: with `--json` a command prints one JSON object and nothing else on standard output. Heavy
-imports happen inside commands, after the signal handlers are in place.
+imports happen inside commands, after signals were made to wait, since they start threads.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Frame stacks for acting: the last `depth` observations of each environment.
 
 Invariant: a stack never mixes two episodes. At a reset observation all `depth` places hold that
-observation, which is EnvPool's rule for its own stacks; the replay's gather rebuilds the same stack
-from single frames.
+observation, and the replay's gather rebuilds the same stack from single frames. EnvPool's own
+stacks do the same where a game starts; after a lost life they keep the frames of the life before.
 """
 
 from __future__ import annotations

@@ -1,36 +1,40 @@
 """SIGINT and SIGTERM as a flag that the driver looks at.
 
-Invariant: from installation on, a signal never interrupts what is under way; it is answered at the
-next look, so that everything is saved. A second signal changes nothing: the first is being obeyed.
+Invariant: from `install` on, a signal never interrupts what is under way; it waits, blocked in
+every thread, until the next look, so that everything is saved, and whatever handlers a library
+installs meanwhile are never called. A second signal changes nothing: the first is being obeyed.
 SIGHUP, which a closing terminal sends, is ignored: a run does not belong to its terminal.
 """
 
 from __future__ import annotations
 
 import signal
-import threading
-from types import FrameType
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopFlag:
     """Set by SIGINT or SIGTERM."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._set = False
 
     def install(self) -> None:
-        """Take over both signals; again after a library has taken them."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        """Let both signals wait; before the program has threads, which inherit this."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until the flag is set or the time is over; return whether it is set."""
-        return self._event.wait(timeout_s)
+        """Sleep until a signal comes or the time is over; return whether one has come."""
+        if not self._set:
+            self._set = signal.sigtimedwait(_STOP_SIGNALS, timeout_s) is not None
+        return self._set
 
     def __bool__(self) -> bool:
         """Whether a signal has come."""
-        return self._event.is_set()
+        return self.wait(0.0)
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._event.set()
+
+def let_through() -> None:
+    """In a new process, which inherits the waiting: let SIGTERM end it again."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])

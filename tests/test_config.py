@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rl_cluster import config as config_module
@@ -167,6 +167,8 @@ def at(config: RunConfig, path: str) -> Any:
 @settings(max_examples=40, deadline=None)
 @given(chosen())
 def test_any_overrides_take_effect_and_survive_yaml(values: dict[str, Any]) -> None:
+    capacity = values.get("tasks.Pong.replay.capacity_transitions", 100_000)
+    assume(values.get("tasks.Pong.replay.min_transitions", 2_000) < capacity)
     overrides = [f"{path}={yaml.safe_dump(value)}" for path, value in values.items()]
     config = loaded("tasks: [Pong, Breakout]", *overrides)
     assert {path: at(config, path) for path in values} == values

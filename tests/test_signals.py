@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import threading
 from collections.abc import Iterator
 
 import pytest
 
-from rl_cluster.signals import StopFlag
+from rl_cluster.signals import StopFlag, let_through
 
 
 @pytest.fixture
@@ -15,11 +18,15 @@ def flag() -> Iterator[StopFlag]:
     """An installed flag; afterwards the signals do again what they did."""
     taken = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in taken}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     installed = StopFlag()
     installed.install()
     yield installed
+    while signal.sigtimedwait(taken, 0) is not None:
+        pass
     for number, handler in before.items():
         signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def test_no_signal_no_flag(flag: StopFlag) -> None:
@@ -47,9 +54,28 @@ def test_a_terminal_that_closes_does_not_end_the_run(flag: StopFlag) -> None:
     assert not flag
 
 
-def test_the_signals_can_be_taken_back_from_a_library(flag: StopFlag) -> None:
-    """Ray takes SIGTERM when it starts."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    flag.install()
+def test_the_handler_of_a_library_is_never_called(flag: StopFlag) -> None:
+    """Ray takes SIGTERM when it starts, and gives it back its default when it ends."""
+    called = []
+    signal.signal(signal.SIGTERM, lambda *_: called.append(True))
+    signal.raise_signal(signal.SIGTERM)
+    assert flag and not called
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTERM)
     assert flag
+
+
+def test_threads_started_later_leave_the_signals_to_the_flag(flag: StopFlag) -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert flag.wait(10.0)
+    done.set()
+    thread.join()
+
+
+def test_a_new_process_can_be_ended_again(flag: StopFlag) -> None:
+    process = subprocess.Popen(["sleep", "60"], preexec_fn=let_through)
+    process.terminate()
+    assert process.wait(timeout=10) == -signal.SIGTERM

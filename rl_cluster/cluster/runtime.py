@@ -16,6 +16,7 @@ from ray._private.authentication.authentication_token_setup import (
 )
 
 from rl_cluster.config import ClusterConfig
+from rl_cluster.signals import let_through
 
 _LOOPBACK = "127.0.0.1"
 # Ray warns whenever its token authentication is on, which here it always is.
@@ -70,7 +71,15 @@ class _OwnGroup(services.ConsolePopen):
     """Ray's processes in groups of their own: a signal to ours must not end them unsaved."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, process_group=0, **options)
+        prepare = options.pop("preexec_fn")
+
+        def prepare_and_release() -> None:
+            let_through()
+            if prepare is not None:
+                prepare()
+
+        options |= {"process_group": 0, "preexec_fn": prepare_and_release}
+        super().__init__(*arguments, **options)
 
 
 def _stay_on_loopback() -> None:

@@ -75,15 +75,8 @@ def train(
 
 
 def _start_ray(prepared: PreparedRun, directory: RunDirectory, stop: StopFlag) -> None:
-    try:
-        address = runtime.start(
-            prepared.effective.config.cluster,
-            directory.name,
-            prepared.admission.object_store_bytes,
-        )
-    except SystemExit as error:  # Ray's own answer to SIGTERM while it starts
-        raise Interrupted from error
-    stop.install()
+    store_bytes = prepared.admission.object_store_bytes
+    address = runtime.start(prepared.effective.config.cluster, directory.name, store_bytes)
     if stop:
         raise Interrupted
     directory.write_address(ClusterAddress(address, directory.name, os.getpid()))

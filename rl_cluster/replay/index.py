@@ -62,11 +62,14 @@ class ReplayIndex:
         return len(self._order) / self._slots
 
     def insert(self, block_id: int, info: BlockInfo) -> int | None:
-        """Add a block under an id above all earlier ones; return the id that it pushed out, if any.
+        """Add a block under the next id, counted from 0; return the id that it pushed out, if any.
 
         Raises:
-          ValueError: its schema differs from the first block's, or it is longer than a place.
+          ValueError: its schema differs from the first block's, it is longer than a place, or the
+            id is not the next.
         """
+        if self._order and block_id != self._order[-1][0] + 1:
+            raise ValueError(f"block id {block_id} does not follow {self._order[-1][0]}")
         self._check_fits(info)
         evicted = self._evict() if len(self._order) == self._slots else None
         slot = block_id % self._slots

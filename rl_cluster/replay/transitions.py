@@ -47,8 +47,13 @@ class BlockTransitions:
 
 
 def block_transitions(block: Block, rule: TransitionRule) -> BlockTransitions:
-    """Derive the transitions that start in a block (return: Sutton & Barto 2018, eq. 12.1)."""
+    """Derive the transitions that start in a block (return: Sutton & Barto 2018, eq. 12.1).
+
+    Raises:
+      ValueError: the block was cut for a smaller stack or fewer steps.
+    """
     core = np.arange(block.context, block.context + block.core)
+    _check_deep_enough(block, rule)
     reward = block.rewards if rule.reward_clip is None else np.clip(
         block.rewards, -rule.reward_clip, rule.reward_clip)  # fmt: skip
     end = block.terminated | block.truncated
@@ -56,8 +61,7 @@ def block_transitions(block: Block, rule: TransitionRule) -> BlockTransitions:
     steps = np.zeros(block.core, np.int64)
     going = ~end[core]
     for i in range(1, rule.n_step + 1):
-        # Rows past the block's end are reached only by rows that no longer go on.
-        row = np.minimum(core + i, len(end) - 1)
+        row = core + i
         r_t += going * np.float32(rule.discount ** (i - 1)) * reward[row]
         steps += going
         going = going & ~end[row]
@@ -66,7 +70,8 @@ def block_transitions(block: Block, rule: TransitionRule) -> BlockTransitions:
     discount_t = powers[steps] * ~block.terminated[last]
     rows_tm1 = _stack_rows(block.first, core, rule.frame_stack)
     rows_t = _stack_rows(block.first, last, rule.frame_stack)
-    repeats = (np.diff(rows_tm1) == 0).any(1) | (np.diff(rows_t) == 0).any(1)
+    # A stack that starts later in the same episode repeats nothing that the first one does not.
+    repeats = (np.diff(rows_tm1) == 0).any(1)
     return BlockTransitions(
         block.observations,
         rows_tm1.astype(np.int32),
@@ -77,6 +82,15 @@ def block_transitions(block: Block, rule: TransitionRule) -> BlockTransitions:
         discount_t,
         block.source,
     )
+
+
+def _check_deep_enough(block: Block, rule: TransitionRule) -> None:
+    tail = len(block.observations) - block.context - block.core
+    if block.context < rule.frame_stack - 1 or tail < rule.n_step:
+        raise ValueError(
+            f"block {block.sequence} of {block.source} has {block.context} rows before its core "
+            f"and {tail} behind it: too few for a stack of {rule.frame_stack} and n = {rule.n_step}"
+        )
 
 
 def _stack_rows(first: np.ndarray, rows: np.ndarray, depth: int) -> np.ndarray:
