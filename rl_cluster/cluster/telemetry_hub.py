@@ -17,7 +17,7 @@ from rl_cluster.config import RunConfig, to_mapping
 from rl_cluster.telemetry.incidents import Incident, IncidentLog
 from rl_cluster.telemetry.metrics import METRICS
 from rl_cluster.telemetry.summary import Summary, write_summary
-from rl_cluster.telemetry.writers import MetricsWriter, WandbOptions, open_writer
+from rl_cluster.telemetry.writers import MetricsWriter, WandbError, WandbOptions, open_writer
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class TelemetryHub:
         """Write one row of metrics everywhere."""
         try:
             self._writer.write(time.time(), wall_s, task, env_steps, values)
-        except OSError as error:
+        except (OSError, WandbError) as error:
             _log.error("metrics not written: %s", error)
         tags = {"run": self._run, "task": task or ""}
         for name, value in values.items():

@@ -243,8 +243,12 @@ class WandbSink:
             self._run_values = _tagged(row)
             return
         run, step = self._runs[row.task], _step(row)
-        if step >= run.step:
+        if step < run.step:
+            return
+        try:
             run.log({**self._run_values, **_tagged(row), _WALL_TAG: row.wall_s}, step=step)
+        except self._library.Error as error:
+            raise WandbError(f"W&B took no row of {row.task}: {error}") from error
 
     def flush(self) -> None:
         """W&B's own process writes by itself."""
