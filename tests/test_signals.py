@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import threading
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -65,14 +64,21 @@ def test_the_handler_of_a_library_is_never_called(flag: StopFlag) -> None:
     assert flag
 
 
-def test_threads_started_later_leave_the_signals_to_the_flag(flag: StopFlag) -> None:
-    done = threading.Event()
-    thread = threading.Thread(target=done.wait)
-    thread.start()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert flag.wait(10.0)
-    done.set()
-    thread.join()
+def test_threads_started_later_leave_the_signals_to_the_flag() -> None:
+    """In a process of its own: threads that pytest has already would take the signal."""
+    script = """
+import os, signal, threading
+from rl_cluster.signals import StopFlag
+flag, done = StopFlag(), threading.Event()
+flag.install()
+thread = threading.Thread(target=done.wait)
+thread.start()
+os.kill(os.getpid(), signal.SIGTERM)
+print(flag.wait(10.0))
+done.set()
+"""
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout.strip()) == (0, "True"), answer.stderr
 
 
 def test_a_new_process_can_be_ended_again(flag: StopFlag) -> None:
