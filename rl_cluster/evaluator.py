@@ -35,8 +35,9 @@ class Evaluator:
         self._config, self._spec = config, spec
         settings = config.evaluation
         self._seeds = [settings.seed + i for i in range(settings.games)]
-        self._network = build_network(config.agent, spec)
-        self._policy = GreedyPolicy(self._network, bfloat16=config.rollout.precision == "bfloat16")
+        self._policy = GreedyPolicy(
+            build_network(config.agent, spec), bfloat16=config.rollout.precision == "bfloat16"
+        )
 
     def random_baseline(self) -> GameResults:
         """One whole game of uniformly random play from each start."""
@@ -61,7 +62,7 @@ class Evaluator:
         """
         check_schema("the checkpoint to evaluate", checkpoint.schema, self.schema)
         prefix = "online."
-        self._network.load_state_dict(
+        self._policy.load_named(
             {
                 name.removeprefix(prefix): tensor
                 for name, tensor in checkpoint.model.items()

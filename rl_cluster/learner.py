@@ -6,6 +6,7 @@ is not finite is counted, its sources are named, and nothing else changes.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +14,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl_cluster.agents.dqn import DQN, DQNSettings, SkippedBatch, Transitions, learning_rate
-from rl_cluster.agents.flat import flatten
+from rl_cluster.agents.captured import in_host_memory
+from rl_cluster.agents.dqn import (
+    DQN,
+    DQNSettings,
+    PendingUpdate,
+    SkippedBatch,
+    Transitions,
+    learning_rate,
+)
 from rl_cluster.agents.networks import QNetwork
 from rl_cluster.checkpoint import Checkpoint
 from rl_cluster.config import AgentConfig, LearnerConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.replay.gather import Batch
+from rl_cluster.replay.index import Sample
 
 Publish = Callable[[int, np.ndarray], None]
-"""Takes a policy version and its (P,) float32 weights; must not block."""
+"""Takes a policy version and its (P,) float32 weights, which change with the next step: must copy
+them, and must not block."""
+
+_STEPS_AHEAD = 2
 
 
 @dataclass
@@ -39,6 +51,7 @@ class LearnerCounters:
 class StepReport:
     """What one step found; `td_errors` is None where the batch was skipped."""
 
+    sample: Sample
     td_errors: np.ndarray | None
     loss: float
     q_mean: float
@@ -62,32 +75,71 @@ class Learner:
         self.agent, self._device, self.schema = agent, device, schema
         self._publish_period, self._publish = publish_period, publish
         self.counters = LearnerCounters()
+        self._steps_ahead = _STEPS_AHEAD if device.type == "cuda" else 0
+        self._under_way: deque[tuple[Batch, PendingUpdate]] = deque()
+        self._publication: tuple[torch.Tensor, Callable[[], None]] | None = None
 
-    def step(self, batch: Batch) -> StepReport:
-        """Learn from one batch; publish when the period is over."""
-        counters = self.counters
-        rate = learning_rate(self.agent.settings, counters.updates)
-        try:
-            found = self.agent.update(self._to_device(batch), counters.updates)
-        except SkippedBatch as reason:
-            counters.skipped_batches += 1
-            return StepReport(
-                None, np.nan, np.nan, np.nan, rate, str(reason), tuple(sorted(set(batch.sources)))
-            )
-        counters.updates += 1
-        counters.samples += len(batch.a_tm1)
-        if counters.updates % self._publish_period == 0:
-            self.publish()
-        td_errors = found.td_errors.cpu().numpy()
-        return StepReport(td_errors, found.loss, found.q_mean, found.gradient_norm, rate)
+    def step(self, batch: Batch) -> list[StepReport]:
+        """Learn from one batch; publish when the period is over.
+
+        Returns:
+          On a CPU, what this step found. On a GPU, which is kept busy by a few steps ahead, what
+          an earlier one found, or nothing yet.
+        """
+        if not batch.is_finite():
+            return [self._skipped(batch, "the batch holds values that are not finite")]
+        begun = self.counters.updates + len(self._under_way)
+        self._under_way.append((batch, self.agent.begin(self._to_device(batch), begun)))
+        return self.finish(self._steps_ahead)
+
+    def finish(self, steps_ahead: int = 0) -> list[StepReport]:
+        """Wait for steps until only so many are under way; return what they found."""
+        self._finish_publication()
+        reports = []
+        while len(self._under_way) > steps_ahead:
+            reports.append(self._finished(*self._under_way.popleft()))
+        return reports
 
     def publish(self) -> None:
         """Give the present weights the next version."""
         self.counters.policy_version += 1
-        self._publish(self.counters.policy_version, flatten(self.agent.online))
+        self._publication = in_host_memory(self.agent.online.vector)
+        if not self._steps_ahead:
+            self._finish_publication()
+
+    def _finish_publication(self) -> None:
+        if self._publication is not None:
+            vector, wait = self._publication
+            self._publication = None
+            wait()
+            self._publish(self.counters.policy_version, vector.numpy())
+
+    def _finished(self, batch: Batch, pending: PendingUpdate) -> StepReport:
+        counters = self.counters
+        rate = learning_rate(self.agent.settings, counters.updates)
+        try:
+            found = pending.result()
+        except SkippedBatch as reason:
+            return self._skipped(batch, str(reason))
+        counters.updates += 1
+        counters.samples += len(batch.a_tm1)
+        if counters.updates % self._publish_period == 0:
+            self.publish()
+        errors = found.td_errors.numpy()
+        return StepReport(batch.sample, errors, found.loss, found.q_mean, found.gradient_norm, rate)
+
+    def _skipped(self, batch: Batch, reason: str) -> StepReport:
+        self.counters.skipped_batches += 1
+        rate = learning_rate(self.agent.settings, self.counters.updates)
+        sources = tuple(sorted(set(batch.sources)))
+        return StepReport(batch.sample, None, np.nan, np.nan, np.nan, rate, reason, sources)
 
     def checkpoint(self, extra: dict[str, Any]) -> Checkpoint:
-        """Everything that a resume needs; `extra` is the caller's part of the JSON state."""
+        """Everything that a resume needs, between two steps (`finish` first).
+
+        Args:
+          extra: the caller's part of the JSON state.
+        """
         state = {**extra, "learner": vars(self.counters).copy()}
         return Checkpoint(
             self.counters.updates,
@@ -153,7 +205,8 @@ def build_agent(
         learner.target_tau,
     )
     online = build_network(agent, spec).to(device)
-    return DQN(online, build_network(agent, spec).to(device), settings)
+    threads = max(1, learner.threads) if device.type == "cpu" else 1
+    return DQN(online, build_network(agent, spec).to(device), settings, threads)
 
 
 def checkpoint_schema(agent: AgentConfig, spec: EnvironmentSpec) -> dict[str, Any]:

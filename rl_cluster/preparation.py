@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rl_cluster.agents.flat import flatten
+from rl_cluster.agents.flat import num_parameters
 from rl_cluster.config import ConfigError, RunConfig, TaskConfig
 from rl_cluster.effective import EffectiveConfig, resolve
 from rl_cluster.environments import EnvironmentSpec, make_environment, spec_of
@@ -66,7 +66,7 @@ def _demand(name: str, task: TaskConfig, spec: EnvironmentSpec) -> TaskDemand:
 
 def _weights_bytes(name: str, task: TaskConfig, spec: EnvironmentSpec) -> int:
     try:
-        return flatten(build_network(task.agent, spec)).nbytes
+        return 4 * num_parameters(build_network(task.agent, spec))  # float32
     except ValueError as error:
         raise ConfigError(f"tasks.{name}.agent: {error}") from error
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch.nn.utils import parameters_to_vector
 
 from rl_cluster.agents.dqn import DQN, DQNSettings, Transitions
 from rl_cluster.agents.networks import QNetwork
@@ -45,12 +46,17 @@ def network(
 
 
 def agent(
-    shape: tuple[int, ...] = VECTOR, *, seed: int = 0, hidden: int = 8, **settings: object
+    shape: tuple[int, ...] = VECTOR,
+    *,
+    seed: int = 0,
+    hidden: int = 8,
+    threads: int = 1,
+    **settings: object,
 ) -> DQN:
     """An agent whose parameters follow from `seed`."""
     torch.manual_seed(seed)
     chosen = replace(SETTINGS, **settings)  # type: ignore[arg-type]
-    return DQN(network(shape, hidden=hidden), network(shape, hidden=hidden), chosen)
+    return DQN(network(shape, hidden=hidden), network(shape, hidden=hidden), chosen, threads)
 
 
 def batch(seed: int, shape: tuple[int, ...] = VECTOR, size: int = 6) -> Batch:
@@ -82,10 +88,15 @@ def transitions(seed: int, shape: tuple[int, ...] = VECTOR, size: int = 6) -> Tr
 
 
 def everything(dqn: DQN) -> dict[str, torch.Tensor]:
-    """A copy of all that an update may change: both networks, Adam's state, the step size."""
+    """A copy of all that an update may change: both networks and Adam's state."""
     held = {**dqn.model_tensors(), **dqn.optimizer_tensors()}
-    copies = {name: tensor.clone() for name, tensor in held.items()}
-    return copies | {"lr": torch.tensor(dqn.optimizer.param_groups[0]["lr"])}
+    return {name: tensor.clone() for name, tensor in held.items()}
+
+
+def flatten(network: torch.nn.Module) -> np.ndarray:
+    """(P,) float32 copy of all parameters, in the module's order."""
+    flat: np.ndarray = parameters_to_vector(network.parameters()).detach().float().numpy()
+    return flat
 
 
 def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl_cluster.agents.flat import flatten
+from rl_cluster.agents.flat import num_parameters
 from rl_cluster.config import ConfigError, RunConfig, from_mapping
 from rl_cluster.learner import build_network
 from rl_cluster.machine import Machine
@@ -109,7 +109,7 @@ def test_weights_are_measured_on_the_network_that_will_be_trained() -> None:
     config = catch()
     prepared = prepare(config)
     network = build_network(config.tasks["Catch"].agent, prepared.specs["Catch"])
-    assert prepared.demands[0].weights_bytes == flatten(network).nbytes
+    assert prepared.demands[0].weights_bytes == 4 * num_parameters(network)
 
 
 def test_more_actors_mean_more_processes_and_more_blocks_on_their_way() -> None:

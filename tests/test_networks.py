@@ -100,8 +100,7 @@ def test_bfloat16_gives_float32_values_near_the_exact_ones() -> None:
     q_network = network((4, 84, 84), conv_channels=(8, 8), hidden=32)
     observations = pixels(4, (4, 84, 84))
     exact = q_network(observations)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = q_network(observations)
+    rounded = q_network.to(torch.bfloat16)(observations)
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.01)
 

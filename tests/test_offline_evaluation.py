@@ -112,12 +112,12 @@ def test_the_weights_of_the_checkpoint_are_those_that_play(run: Path) -> None:
     """A network that always moves left catches only what falls on the left."""
     made = learner()
     with torch.no_grad():
-        for parameter in made.agent.online.parameters():
+        for parameter in made.agent.online.network.parameters():
             parameter.zero_()
-        made.agent.online.advantage[-1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+        made.agent.online.network.advantage[-1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
     left = save(run, made, updates=100)
     with torch.no_grad():
-        made.agent.online.advantage[-1].bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
+        made.agent.online.network.advantage[-1].bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
     right = save(run, made, updates=200)
     caught = [
         [value > 0 for value in evaluate_path(path, 30)["Catch"]["returns"]]

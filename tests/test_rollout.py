@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from envpool_stacks import stacking_pool
+from learning_samples import flatten
 from naive_replay import Cut
 
 from envs import atari, catch
 from envs.base import AsyncVectorEnv, Steps
 from rl_cluster import exploration
-from rl_cluster.agents.flat import flatten
 from rl_cluster.agents.networks import QNetwork
 from rl_cluster.agents.policy import GreedyPolicy
 from rl_cluster.environments import spec_of

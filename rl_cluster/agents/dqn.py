@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 
 from rl_cluster.agents import losses
+from rl_cluster.agents.adam import ClippedAdam
+from rl_cluster.agents.captured import Captured, in_host_memory
+from rl_cluster.agents.flat import FlatNetwork
 from rl_cluster.agents.networks import QNetwork
+from rl_cluster.agents.team import Team
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,10 @@ class Transitions:
     weights: Tensor
     """(B,) float32 importance weights."""
 
-    def is_finite(self) -> bool:
-        """Whether every number of the batch is."""
-        floats = [t for t in vars(self).values() if t.is_floating_point()]
-        return bool(torch.stack([t.isfinite().all() for t in floats]).all())
+    def split(self, parts: int) -> list[Transitions]:
+        """Cut into so many parts of nearly equal size, views of this batch."""
+        cut = [tensor.tensor_split(parts) for tensor in vars(self).values()]
+        return [Transitions(*tensors) for tensors in zip(*cut, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Update:
     """What an update found."""
 
     td_errors: Tensor
-    """(B,) float32, detached."""
+    """(B,) float32, detached, in host memory."""
     loss: float
     q_mean: float
     gradient_norm: float
@@ -75,18 +79,53 @@ class SkippedBatch(ArithmeticError):
     """The batch, its loss or its gradient was not finite; nothing was changed."""
 
 
-class DQN:
-    """Online and target network, optimizer, and the update that joins them."""
+class PendingUpdate:
+    """An update under way on its device."""
 
-    def __init__(self, network: QNetwork, target: QNetwork, settings: DQNSettings) -> None:
-        self.online, self.target, self.settings = network, target, settings
-        self.target.load_state_dict(self.online.state_dict())
-        self.target.requires_grad_(False)
-        self._device = next(network.parameters()).device
-        self.optimizer = torch.optim.Adam(
-            network.parameters(), settings.learning_rate, eps=settings.adam_epsilon, fused=True
+    def __init__(self, found: Tensor) -> None:
+        self._found, self._ready = in_host_memory(found)
+
+    def result(self) -> Update:
+        """Wait for the device.
+
+        Raises:
+          SkippedBatch: something was not finite; nothing was changed.
+        """
+        self._ready()
+        loss, q_mean, norm = self._found[:3].tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise SkippedBatch(f"loss {loss}, gradient norm {norm}")
+        return Update(self._found[3:], loss, q_mean, norm)
+
+
+class DQN:
+    """Online and target network, optimizer, and the update that joins them.
+
+    Args:
+      network: online network, taken over. target: of the same architecture, taken over.
+      threads: parts that a batch is cut into on a CPU, each with a thread of its own.
+    """
+
+    def __init__(
+        self, network: QNetwork, target: QNetwork, settings: DQNSettings, threads: int = 1
+    ) -> None:
+        self.settings = settings
+        dtype = torch.bfloat16 if settings.bfloat16 else torch.float32
+        self.online = FlatNetwork(network, dtype)
+        self.target = FlatNetwork(target.requires_grad_(False), dtype)
+        self.target.vector.copy_(self.online.vector)
+        self.target.refresh()
+        device = self.online.vector.device
+        self._team = Team(threads)
+        self.optimizer = ClippedAdam(
+            self.online,
+            epsilon=settings.adam_epsilon,
+            max_norm=settings.max_gradient_norm,
+            team=self._team,
         )
-        self._allocate_optimizer_state()
+        like = self.online.vector.to(dtype)
+        self._gradients = [torch.zeros_like(like) for _ in range(threads)]
+        self._step = Captured(self._learn) if device.type == "cuda" else self._learn
 
     def update(self, batch: Transitions, updates: int) -> Update:
         """One gradient step; `updates` is the number of steps taken before.
@@ -94,75 +133,78 @@ class DQN:
         Raises:
           SkippedBatch: something was not finite; nothing was changed.
         """
-        if not batch.is_finite():
-            raise SkippedBatch("the batch holds values that are not finite")
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.bfloat16):
-            errors, q_tm1 = self._td_errors(batch)
-        loss = losses.weighted_loss(errors, batch.weights, self.settings.huber_delta)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.online.parameters(), self.settings.max_gradient_norm, foreach=True
-        )
-        found = Update(errors.detach(), loss.item(), q_tm1.mean().item(), norm.item())
-        if not (math.isfinite(found.loss) and math.isfinite(found.gradient_norm)):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise SkippedBatch(f"loss {found.loss}, gradient norm {found.gradient_norm}")
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self.settings, updates)
-        self.optimizer.step()
-        self._follow(updates + 1)
-        return found
+        return self.begin(batch, updates).result()
+
+    def begin(self, batch: Transitions, updates: int) -> PendingUpdate:
+        """Start one gradient step; a device works on while the caller goes on."""
+        self.optimizer.learning_rate.fill_(learning_rate(self.settings, updates))
+        found = self._step(batch)
+        if share := self._share_to_follow(updates + 1):
+            self.target.vector.lerp_(self.online.vector, share * self.optimizer.taken)
+            self.target.refresh()
+        return PendingUpdate(found)
+
+    def _learn(self, batch: Transitions) -> Tensor:
+        """(3 + B,) float32 loss, mean value, gradient norm, and TD errors of one step.
+
+        Never waits for the device, so it can be captured as one graph.
+        """
+        size = len(batch.a_tm1)
+        parts = list(enumerate(batch.split(min(size, self._team.size))))
+        found = self._team.map(lambda part: self._learn_part(*part, size), parts)
+        errors, losses_, q_means = zip(*found, strict=True)
+        loss, q_mean = torch.stack(losses_).sum(), torch.stack(q_means).sum()
+        norm = self.optimizer.step(self._gradients[: len(parts)], loss)
+        return torch.cat([torch.stack([loss, q_mean, norm]), *errors])
+
+    def _learn_part(self, index: int, part: Transitions, size: int) -> tuple[Tensor, ...]:
+        """Gradient of one part's share of the loss over `size` transitions."""
+        errors, q_tm1 = self._td_errors(part)
+        share = len(part.a_tm1) / size
+        loss = losses.weighted_loss(errors, part.weights, self.settings.huber_delta) * share
+        gradients = torch.autograd.grad(loss, list(self.online.network.parameters()))
+        torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._gradients[index])
+        return errors.detach(), loss.detach(), q_tm1.mean() * share
 
     def _td_errors(self, batch: Transitions) -> tuple[Tensor, Tensor]:
+        online, target = self.online.network, self.target.network
         with torch.no_grad():
-            q_t = self.target(batch.s_t)
+            q_t = target(batch.s_t)
             if self.settings.double:
-                selector = self.online(batch.s_t)
                 target_tm1 = losses.double_q_learning_targets(
-                    batch.r_t, batch.discount_t, q_t, selector
+                    batch.r_t, batch.discount_t, q_t, online(batch.s_t)
                 )
             else:
                 target_tm1 = losses.q_learning_targets(batch.r_t, batch.discount_t, q_t)
-        q_tm1 = self.online(batch.s_tm1)
+        q_tm1 = online(batch.s_tm1)
         return losses.td_errors(q_tm1, batch.a_tm1, target_tm1), q_tm1.detach()
 
-    def _follow(self, updates: int) -> None:
-        """Move the target network: by averaging (Polyak & Juditsky 1992) or by a copy a period."""
-        if self.settings.target == "averaging":
-            with torch.no_grad():
-                torch._foreach_lerp_(
-                    list(self.target.parameters()),
-                    list(self.online.parameters()),
-                    self.settings.target_tau,
-                )
-        elif updates % self.settings.target_period == 0:
-            self.target.load_state_dict(self.online.state_dict())
+    def _share_to_follow(self, updates: int) -> float:
+        """How far the target goes towards the online network after so many updates.
 
-    def _allocate_optimizer_state(self) -> None:
-        """Take Adam's memory now, so that a full device fails at the start, not later."""
-        for parameter in self.online.parameters():
-            self.optimizer.state[parameter] = {
-                "step": torch.zeros((), device=self._device),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }
+        By averaging (Polyak & Juditsky 1992) a little each time, else all the way once a period.
+        """
+        if self.settings.target == "averaging":
+            return self.settings.target_tau
+        return float(updates % self.settings.target_period == 0)
 
     def model_tensors(self) -> dict[str, Tensor]:
-        """Both networks' parameters by name, for a checkpoint."""
-        named = {"online": self.online, "target": self.target}
+        """Both networks' parameters by name, float32, for a checkpoint."""
+        flats = {"online": self.online, "target": self.target}
         return {
-            f"{prefix}.{name}": tensor.detach().contiguous()
-            for prefix, network in named.items()
-            for name, tensor in network.state_dict().items()
+            f"{prefix}.{name}": tensor
+            for prefix, flat in flats.items()
+            for name, tensor in flat.named(flat.vector).items()
         }
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Adam's state by parameter name, for a checkpoint."""
-        return {
-            f"{name}.{key}": value.detach().contiguous()
-            for name, parameter in self.online.named_parameters()
-            for key, value in self.optimizer.state[parameter].items()
+        moments = {
+            f"{name}.{key}": tensor
+            for key, moment in self.optimizer.moments.items()
+            for name, tensor in self.online.named(moment).items()
         }
+        return {"step": self.optimizer.steps, **moments}
 
     def load_tensors(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
         """Continue from a checkpoint.
@@ -170,15 +212,16 @@ class DQN:
         Raises:
           ValueError: names or shapes differ from this agent's; nothing was changed.
         """
-        _check_same(self.model_tensors(), model, "model")
-        _check_same(self.optimizer_tensors(), optimizer, "optimizer")
-        for prefix, network in (("online", self.online), ("target", self.target)):
-            network.load_state_dict(
-                {name: model[f"{prefix}.{name}"] for name in network.state_dict()}
-            )
-        for name, parameter in self.online.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
-                value.copy_(optimizer[f"{name}.{key}"])
+        own_model, own_optimizer = self.model_tensors(), self.optimizer_tensors()
+        _check_same(own_model, model, "model")
+        _check_same(own_optimizer, optimizer, "optimizer")
+        for name, tensor in own_model.items():
+            tensor.copy_(model[name])
+        for name, tensor in own_optimizer.items():
+            tensor.copy_(optimizer[name])
+        self.optimizer.steps = optimizer["step"]
+        self.online.refresh()
+        self.target.refresh()
 
 
 def learning_rate(settings: DQNSettings, updates: int) -> float:

@@ -38,10 +38,9 @@ class QNetwork(nn.Module):
         dueling: bool,
     ) -> None:
         super().__init__()
-        self._image = len(obs_shape) == 3
         self.torso = (
             _convolutions(obs_shape, conv_channels)
-            if self._image
+            if len(obs_shape) == 3
             else _perceptron(obs_shape, hidden)
         )
         with torch.no_grad():
@@ -51,10 +50,9 @@ class QNetwork(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """(B, A) float32 action values of (B, *obs_shape) observations, uint8 or float32."""
-        device = observations.device.type
-        low = self._image and torch.is_autocast_enabled(device)
         # Whole numbers up to 255 are exact in bfloat16, and one pass is all that they cost.
-        features: Tensor = self.torso(observations.to(torch.bfloat16 if low else torch.float32))
+        dtype = next(self.parameters()).dtype
+        features: Tensor = self.torso(observations.to(dtype))
         advantage: Tensor = self.advantage(features).float()
         if self.value is None:
             return advantage

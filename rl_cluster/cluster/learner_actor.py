@@ -29,7 +29,6 @@ from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.evaluation import Best
 from rl_cluster.learner import Learner, StepReport, build_agent, checkpoint_schema
-from rl_cluster.replay.gather import Batch
 from rl_cluster.replay.transitions import TransitionRule
 
 _Answer = TypeVar("_Answer")
@@ -52,7 +51,7 @@ class LearnerActor:
         tracker_id: str,
         reply_timeout_s: float,
     ) -> None:
-        torch.set_num_threads(config.learner.threads)
+        torch.set_num_threads(1)  # the agent's own threads take whole parts of a batch
         torch.manual_seed(seed)
         self._task, self._config = task, config
         self._replay, self._weights, self._tracker_id = replay, weights, tracker_id
@@ -175,17 +174,17 @@ class LearnerActor:
         batch = self._source.next(timeout_s=0.05)
         self._waited_s += time.monotonic() - start_s
         if batch is not None:
-            self._step(batch)
+            self._take(self._learner.step(batch))
         if time.monotonic() - self._saved_at_s >= self._config.checkpoint.period_s:
             self._save()
 
-    def _step(self, batch: Batch) -> None:
-        report = self._learner.step(batch)
-        if report.td_errors is None:
-            self._skipped = report
-            return
-        self._newest = report
-        self._source.report(batch.sample, report.td_errors)
+    def _take(self, reports: list[StepReport]) -> None:
+        for report in reports:
+            if report.td_errors is None:
+                self._skipped = report
+            else:
+                self._newest = report
+                self._source.report(report.sample, report.td_errors)
 
     def _publish(self, version: int, flat: np.ndarray) -> None:
         start_s = time.monotonic()
@@ -212,6 +211,7 @@ class LearnerActor:
 
     def _save(self) -> Path | None:
         start_s = self._saved_at_s = time.monotonic()
+        self._take(self._learner.finish())
         extra = {
             "replay": self._newest_replay_state(),
             "best": asdict(self._best) if self._best else None,

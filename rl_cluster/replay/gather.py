@@ -36,6 +36,11 @@ class Batch:
     sources: tuple[str, ...]
     """Who collected each."""
 
+    def is_finite(self) -> bool:
+        """Whether every number of the batch is."""
+        arrays = (self.s_tm1, self.r_t, self.discount_t, self.s_t, self.weights)
+        return all(np.isfinite(a).all() for a in arrays if a.dtype.kind == "f")
+
     def check_valid(self) -> None:
         """Raise ValueError unless shapes and dtypes agree."""
         size = len(self.a_tm1)
