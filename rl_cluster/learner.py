@@ -75,7 +75,7 @@ class Learner:
         self.agent, self._device, self.schema = agent, device, schema
         self._publish_period, self._publish = publish_period, publish
         self.counters = LearnerCounters()
-        self._steps_ahead = _STEPS_AHEAD if device.type == "cuda" else 0
+        self.steps_ahead = _STEPS_AHEAD if device.type == "cuda" else 0
         self._under_way: deque[tuple[Batch, PendingUpdate]] = deque()
         self._publication: tuple[torch.Tensor, Callable[[], None]] | None = None
 
@@ -90,7 +90,7 @@ class Learner:
             return [self._skipped(batch, "the batch holds values that are not finite")]
         begun = self.counters.updates + len(self._under_way)
         self._under_way.append((batch, self.agent.begin(self._to_device(batch), begun)))
-        return self.finish(self._steps_ahead)
+        return self.finish(self.steps_ahead)
 
     def finish(self, steps_ahead: int = 0) -> list[StepReport]:
         """Wait for steps until only so many are under way; return what they found."""
@@ -104,7 +104,7 @@ class Learner:
         """Give the present weights the next version."""
         self.counters.policy_version += 1
         self._publication = in_host_memory(self.agent.online.vector)
-        if not self._steps_ahead:
+        if not self.steps_ahead:
             self._finish_publication()
 
     def _finish_publication(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -23,9 +25,9 @@ from naive_replay import (
 )
 
 from rl_cluster.replay.block import Block
-from rl_cluster.replay.gather import Batch, gather
+from rl_cluster.replay.gather import Batch, BatchRing, MappedBlocks
 from rl_cluster.replay.index import ReplayIndex, Sample
-from rl_cluster.replay.transitions import BlockTransitions, TransitionRule, block_transitions
+from rl_cluster.replay.transitions import TransitionRule
 
 
 def sample_of(places: list[tuple[int, int]]) -> Sample:
@@ -48,17 +50,21 @@ class SmallReplay:
     def __init__(self, capacity: int, block_length: int, rule: TransitionRule) -> None:
         self.index = ReplayIndex(capacity, block_length, 0.6, np.random.default_rng(7))
         self.blocks: dict[int, Block] = {}
-        self.mapped: dict[int, BlockTransitions] = {}
-        self._rule, self._next_id = rule, 0
+        self.mapped = MappedBlocks(rule, block_length)
+        self._ring, self._next_id = BatchRing(1), 0
 
     def insert(self, block: Block) -> int | None:
         evicted = self.index.insert(self._next_id, block.info())
         self.blocks[self._next_id] = read_only(block)
-        self.mapped[self._next_id] = block_transitions(block, self._rule)
+        self.mapped.insert(self._next_id, block)
         self._next_id += 1
         if evicted is not None:
-            del self.blocks[evicted], self.mapped[evicted]
+            del self.blocks[evicted]
+            self.mapped.discard(evicted + 1)
         return evicted
+
+    def gather(self, sample: Sample) -> Batch:
+        return self.mapped.gather(sample, self._ring)
 
     @property
     def places(self) -> list[tuple[int, int]]:
@@ -101,7 +107,7 @@ def test_all_that_is_kept_is_gathered_as_the_naive_replay_has_it_whatever_was_ev
         replay.index.check_valid()
         # Priorities are equal, so strata of half a transition find every one.
         drawn = replay.index.sample(2 * len(places), 0.5)
-        batch = gather(drawn, replay.mapped)
+        batch = replay.gather(drawn)
         batch.check_valid()
         met = {}
         for i, place in enumerate(zip(drawn.block_ids.tolist(), drawn.rows.tolist(), strict=True)):
@@ -126,7 +132,7 @@ def test_every_start_row_is_gathered_exactly_once(
     starts = [at for at in range(sealed) if not rows[at].ends]
     assert len(replay.places) == len(starts) == replay.index.transitions
     if starts:
-        batch = gather(sample_of(replay.places), replay.mapped)
+        batch = replay.gather(sample_of(replay.places))
         assert batch.s_tm1[:, -1, 1].tolist() == starts  # the frame's second number is its row
         for i, at in enumerate(starts):
             assert_same(batch, i, transition_at(rows, at, rule))
@@ -154,7 +160,7 @@ def test_gathered_stacks_are_envpools_own(
         for block_id, block in enumerate(build(stream, cut, rule)):
             replay.insert(block)
             newest = [place for place in replay.places if place[0] == block_id]
-            batch = gather(sample_of(newest), replay.mapped)
+            batch = replay.gather(sample_of(newest))
             for i, (_, row) in enumerate(newest):
                 at = cut.start(block.sequence) + row
                 last = next(k for k in range(at, at + 4) if stream[k].ends or k == at + 3)
@@ -177,7 +183,7 @@ def some_batch() -> tuple[Batch, SmallReplay]:
     replay = SmallReplay(12, 6, rule)
     for block in build(rows, Cut(6, 6), rule)[:2]:
         replay.insert(block)
-    return gather(sample_of(replay.places), replay.mapped), replay
+    return replay.gather(sample_of(replay.places)), replay
 
 
 def test_a_batch_says_where_it_comes_from_and_with_what_weight() -> None:
@@ -199,7 +205,76 @@ def test_a_batch_has_memory_of_its_own_and_outlives_its_blocks() -> None:
 def test_a_place_in_a_block_that_has_gone_is_an_error() -> None:
     _, replay = some_batch()
     with pytest.raises(KeyError):
-        gather(sample_of([(0, 0), (99, 0)]), replay.mapped)
+        replay.gather(sample_of([(0, 0), (99, 0)]))
+
+
+def test_a_block_that_was_let_go_is_nowhere_held() -> None:
+    _, replay = some_batch()
+    kept = weakref.ref(replay.blocks.pop(0).observations)
+    assert kept() is not None
+    replay.mapped.discard(1)
+    assert kept() is None
+    assert len(replay.mapped) == 1
+
+
+def test_a_block_longer_than_was_said_is_refused() -> None:
+    _, replay = some_batch()
+    with pytest.raises(ValueError, match="shape"):
+        MappedBlocks(TransitionRule(2, 1, 0.9, None), 5).insert(0, replay.blocks[0])
+
+
+def test_many_blocks_come_and_go_and_each_keeps_its_own_numbers() -> None:
+    """More blocks than there were places for at first."""
+    _, replay = some_batch()
+    block, mapped = replay.blocks[0], MappedBlocks(TransitionRule(2, 1, 0.9, None), 6)
+    for block_id in range(300):
+        mapped.insert(block_id, dataclasses.replace(block, actions=block.actions + block_id))
+        mapped.discard(block_id - 149)
+    assert len(mapped) == 150
+    places = [(block_id, row) for block_id in range(150, 300) for row in range(6)]
+    batch = mapped.gather(sample_of(places), BatchRing(1))
+    assert batch.a_tm1.tolist() == [block_id + row for block_id, row in places]
+
+
+def test_a_ring_s_batches_stay_whole_until_their_turn_comes_again() -> None:
+    _, replay = some_batch()
+    ring, picked = BatchRing(3), sample_of(replay.places)
+    batches = [replay.mapped.gather(picked, ring) for _ in range(4)]
+    for earlier, later in itertools.pairwise(batches):
+        assert not np.shares_memory(earlier.s_tm1, later.s_tm1)
+        assert not np.shares_memory(earlier.s_t, later.s_t)
+    assert not np.shares_memory(batches[0].s_tm1, batches[0].s_t)
+    assert batches[3].s_tm1 is batches[0].s_tm1
+    assert batches[3].s_t is batches[0].s_t
+
+
+def test_a_ring_takes_new_memory_for_batches_of_another_size() -> None:
+    _, replay = some_batch()
+    ring = BatchRing(1)
+    large = replay.mapped.gather(sample_of(replay.places), ring)
+    small = replay.mapped.gather(sample_of(replay.places[:5]), ring)
+    assert (len(large.s_t), len(small.s_t)) == (12, 5)
+
+
+def test_a_ring_s_memory_comes_from_where_it_is_told() -> None:
+    given: list[np.ndarray] = []
+
+    def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        given.append(np.zeros(shape, dtype))
+        return given[-1]
+
+    _, replay = some_batch()
+    batch = replay.mapped.gather(sample_of(replay.places), BatchRing(2, allocate))
+    assert [id(array) for array in given] == [id(batch.s_tm1), id(batch.s_t)]
+
+
+@pytest.mark.parametrize("field", ["r_t", "discount_t", "weights"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_batch_knows_whether_its_numbers_are_finite(field: str, value: float) -> None:
+    batch, _ = some_batch()
+    assert batch.is_finite()
+    getattr(batch, field)[3] = value
+    assert not batch.is_finite()
 
 
 def test_a_batch_whose_arrays_disagree_is_refused() -> None:

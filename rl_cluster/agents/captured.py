@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,3 +76,10 @@ def in_host_memory(found: Tensor) -> tuple[Tensor, Callable[[], None]]:
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
     return copy, copied.synchronize
+
+
+def page_locked(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that a GPU copies from by itself, while the host goes on."""
+    like = torch.from_numpy(np.empty(0, dtype))
+    array: np.ndarray = torch.empty(shape, dtype=like.dtype, pin_memory=True).numpy()
+    return array

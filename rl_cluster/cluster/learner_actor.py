@@ -21,6 +21,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from rl_cluster.agents.captured import page_locked
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, read
 from rl_cluster.cluster.messages import Candidate, LearnerStatus, StopReport, notice
@@ -29,6 +30,7 @@ from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.evaluation import Best
 from rl_cluster.learner import Learner, StepReport, build_agent, checkpoint_schema
+from rl_cluster.replay.gather import MappedBlocks
 from rl_cluster.replay.transitions import TransitionRule
 
 _Answer = TypeVar("_Answer")
@@ -63,9 +65,7 @@ class LearnerActor:
             self._publish,
             checkpoint_schema(config.agent, spec),
         )
-        agent = config.agent
-        rule = TransitionRule(agent.frame_stack, agent.n_step, agent.discount, agent.reward_clip)
-        self._source = ReplayClient(replay, rule, lambda: self._learner.counters, reply_timeout_s)
+        self._source = self._replay_client(reply_timeout_s)
         self._store = CheckpointStore(Path(task_dir) / "checkpoints", config.checkpoint.keep)
         self._commands: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._notices: list[dict[str, str]] = []
@@ -127,6 +127,18 @@ class LearnerActor:
     def stop(self) -> StopReport:
         """Save and leave the loop; what is published stays."""
         return self._between_steps(self._leave)
+
+    def _replay_client(self, reply_timeout_s: float) -> ReplayClient:
+        agent, learner = self._config.agent, self._learner
+        rule = TransitionRule(agent.frame_stack, agent.n_step, agent.discount, agent.reward_clip)
+        return ReplayClient(
+            self._replay,
+            MappedBlocks(rule, self._config.rollout.block_length),
+            lambda: learner.counters,
+            reply_timeout_s,
+            learner.steps_ahead,
+            page_locked if self._config.learner.device == "cuda" else np.empty,
+        )
 
     def _leave(self) -> StopReport:
         self._stopping = True

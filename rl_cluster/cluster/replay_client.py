@@ -18,12 +18,12 @@ from rl_cluster.cluster.actors import Actor, Ref, read
 from rl_cluster.cluster.messages import SampleReply, SampleRequest
 from rl_cluster.learner import LearnerCounters
 from rl_cluster.replay.block import Block
-from rl_cluster.replay.gather import Batch, gather
+from rl_cluster.replay.gather import Allocate, Batch, BatchRing, MappedBlocks
 from rl_cluster.replay.index import Sample
-from rl_cluster.replay.transitions import BlockTransitions, TransitionRule, block_transitions
 
 _CALLS_AHEAD = 2
 _BATCHES_PER_CALL = 2
+_WAITING_BATCHES = 2
 _NOTHING_YET_S = 0.01  # before asking again when the ratio allows no sample
 
 
@@ -32,7 +32,9 @@ class ReplayClient:
 
     Args:
       replay: the replay actor.
-      rule: how rows become transitions.
+      blocks: empty; filled and emptied as the replay says.
+      steps_ahead: batches whose memory the learner still reads when it asks for the next.
+      allocate: memory of batches.
       counters: the learner's, read when asking.
       reply_timeout_s: a replay that answers nothing for so long has failed.
     """
@@ -40,17 +42,20 @@ class ReplayClient:
     def __init__(
         self,
         replay: Actor,
-        rule: TransitionRule,
+        blocks: MappedBlocks,
         counters: Callable[[], LearnerCounters],
         reply_timeout_s: float,
+        steps_ahead: int,
+        allocate: Allocate,
     ) -> None:
-        self._replay, self._rule, self._counters = replay, rule, counters
+        self._replay, self._mapped, self._counters = replay, blocks, counters
         self._reply_timeout_s = reply_timeout_s
-        self._blocks: dict[int, BlockTransitions] = {}
+        # Waiting, being filled, being learned from, and still under way on a device.
+        self._ring = BatchRing(_WAITING_BATCHES + 2 + steps_ahead, allocate)
         self._known_block_id = -1
         self._oldest_block_id = 0
         self._td_errors: deque[tuple[Sample, np.ndarray]] = deque()
-        self._batches: queue.Queue[Batch] = queue.Queue(maxsize=2)
+        self._batches: queue.Queue[Batch] = queue.Queue(maxsize=_WAITING_BATCHES)
         self._failure: BaseException | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gather", daemon=True)
@@ -95,7 +100,7 @@ class ReplayClient:
             reply: SampleReply = read(calls.popleft(), self._reply_timeout_s)
             self._map(reply)
             for sample in reply.samples:
-                self._hand_over(gather(sample, self._blocks))
+                self._hand_over(self._mapped.gather(sample, self._ring))
             if not reply.samples:
                 self._closed.wait(_NOTHING_YET_S)
 
@@ -116,11 +121,10 @@ class ReplayClient:
         new = [(i, ref) for i, ref in reply.new_blocks if i > self._known_block_id]
         blocks: list[Block] = ray.get([ref for _, ref in new], timeout=self._reply_timeout_s)
         for (block_id, _), block in zip(new, blocks, strict=True):
-            self._blocks[block_id] = block_transitions(block, self._rule)
+            self._mapped.insert(block_id, block)
             self._known_block_id = block_id
         # One reply late, since Ray may answer two calls in either order.
-        while self._blocks and (oldest := next(iter(self._blocks))) < self._oldest_block_id:
-            del self._blocks[oldest]
+        self._mapped.discard(self._oldest_block_id)
         self._oldest_block_id = max(self._oldest_block_id, reply.oldest_block_id)
 
     def _hand_over(self, batch: Batch) -> None:
