@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import ray
 import torch
 from ray.exceptions import RayError
 
 from rl_cluster.agents.captured import page_locked
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
-from rl_cluster.cluster.actors import Actor, Ref, cause_of, read
+from rl_cluster.cluster.actors import Actor, cause_of, read
 from rl_cluster.cluster.messages import Candidate, LearnerStatus, StopReport, notice
+from rl_cluster.cluster.publisher import WeightsPublisher
 from rl_cluster.cluster.replay_client import ReplayClient
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec
@@ -58,11 +58,12 @@ class LearnerActor:
         self._task, self._config = task, config
         self._replay, self._weights, self._tracker_id = replay, weights, tracker_id
         device = torch.device(config.learner.device)
+        self._publisher = WeightsPublisher(weights, task)
         self._learner = Learner(
             build_agent(config.agent, config.learner, spec, device),
             device,
             config.learner.publish_period,
-            self._publish,
+            self._publisher.publish,
             checkpoint_schema(config.agent, spec),
         )
         self._source = self._replay_client(reply_timeout_s)
@@ -75,7 +76,6 @@ class LearnerActor:
         self._skipped: StepReport | None = None
         self._paused, self._stopping = False, False
         self._waited_s, self._waited_since_s = 0.0, time.monotonic()
-        self._publish_ms: float | None = None
         self._checkpoint_s: float | None = None
         self._saved_at_s = time.monotonic()
         self._restore()
@@ -162,7 +162,7 @@ class LearnerActor:
             gradient_norm=_finite(None if newest is None else newest.gradient_norm),
             learning_rate=_finite(None if newest is None else newest.learning_rate),
             wait_share=min(1.0, share),
-            publish_ms=self._publish_ms,
+            publish_ms=self._publisher.newest_ms,
             checkpoint_s=self._checkpoint_s,
             notices=tuple(notices),
         )
@@ -197,12 +197,6 @@ class LearnerActor:
             else:
                 self._newest = report
                 self._source.report(report.sample, report.td_errors)
-
-    def _publish(self, version: int, flat: np.ndarray) -> None:
-        start_s = time.monotonic()
-        ref: Ref = ray.put(flat)
-        self._weights.publish.remote(self._task, version, [ref])
-        self._publish_ms = 1e3 * (time.monotonic() - start_s)
 
     def _restore(self) -> None:
         """Continue from the newest whole checkpoint, above every version ever published."""

@@ -92,8 +92,8 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "publish_ms", "ms", "gauge", "task", "speed",
-            "Time to publish the newest policy: flatten, put, announce.",
-            "Some ms for each 10 MB. Far more: the object store or the machine is overloaded.",
+            "What publishing the newest policy took of the learner's time: one copy.",
+            "A few ms for each 10 MB. Far more: the object store or the machine is overloaded.",
         ),
         Metric(
             "checkpoint_s", "s", "gauge", "task", "speed",
