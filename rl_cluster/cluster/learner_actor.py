@@ -89,7 +89,8 @@ class LearnerActor:
         try:
             while not self._stopping:
                 self._obey()
-                self._advance()
+                if not self._stopping:
+                    self._advance()
         except RayError:
             self._save()
             raise
@@ -179,9 +180,6 @@ class LearnerActor:
         return [notice("batch_skipped", cause, "skipped whole", f"{total} in all")]
 
     def _advance(self) -> None:
-        if self._paused:
-            time.sleep(0.01)
-            return
         start_s = time.monotonic()
         batch = self._source.next(timeout_s=0.05)
         self._waited_s += time.monotonic() - start_s
@@ -260,7 +258,8 @@ class LearnerActor:
         return future.result(timeout=_COMMAND_TIMEOUT_S)
 
     def _obey(self) -> None:
-        while not self._commands.empty():
+        """Do what was asked for; while paused, wait for the next."""
+        while not self._stopping and (self._paused or not self._commands.empty()):
             command, future = self._commands.get()
             try:
                 future.set_result(command())

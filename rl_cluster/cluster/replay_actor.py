@@ -32,6 +32,7 @@ from rl_cluster.rollout import CollectReport
 RETURNS_KEPT = 20
 _RECENT = 4_096  # rows behind the percentiles
 PREFETCHED_BATCHES = 4
+_LONG_POLL_S = 1.0
 
 
 class ReplayActor:
@@ -52,6 +53,7 @@ class ReplayActor:
         self._next_block_id = 0
         self._in_flight = 0
         self._room_changed, self._attached = asyncio.Event(), asyncio.Event()
+        self._inserted = asyncio.Event()
         self._collectors: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, tuple[int, str]] = {}
         self._env_steps_before, self._episodes = 0, 0
@@ -94,11 +96,12 @@ class ReplayActor:
         self._collectors[name] = asyncio.create_task(self._collect_from(name, life, rollout))
 
     async def sample(self, request: SampleRequest) -> SampleReply:
-        """Apply priorities, then draw what the ratio allows."""
+        """Apply priorities, then draw what the ratio allows; it may take a while to allow any."""
         self._version, self._updates = request.policy_version, request.learner_updates
         for sample, td_errors in request.td_errors:
             self._index.update_priorities(sample, td_errors)
         batch = self._config.learner.batch
+        await self._samples_owed(batch)
         samples: list[Sample] = []
         while len(samples) < request.batches and self._limiter.may_sample(batch):
             samples.append(self._index.sample(batch, self._importance_exponent))
@@ -174,6 +177,16 @@ class ReplayActor:
             await self._room_changed.wait()
         self._held_back_s += time.monotonic() - start_s
 
+    async def _samples_owed(self, batch: int) -> None:
+        """Wait until the ratio allows a batch, but no longer than a learner may be left waiting."""
+        deadline_s = time.monotonic() + _LONG_POLL_S
+        while not self._limiter.may_sample(batch):
+            self._inserted.clear()
+            try:
+                await asyncio.wait_for(self._inserted.wait(), deadline_s - time.monotonic())
+            except TimeoutError:
+                return
+
     def _take(self, infos: list[BlockInfo], refs: list[Ref], report: CollectReport) -> None:
         for info, ref in zip(infos, refs, strict=True):
             evicted = self._index.insert(self._next_block_id, info)
@@ -185,6 +198,7 @@ class ReplayActor:
             # Versions below 0 acted before anything was published: that is no lag.
             acted = info.policy_versions[info.policy_versions >= 0]
             self._lags.extend(np.maximum(self._version - acted, 0).tolist())
+        self._inserted.set()
         self._returns.extend(game.true_return for game in report.games)
         self._lengths.extend(game.env_steps for game in report.games)
         self._episodes += len(report.games)

@@ -24,7 +24,6 @@ from rl_cluster.replay.index import Sample
 _CALLS_AHEAD = 2
 _BATCHES_PER_CALL = 2
 _WAITING_BATCHES = 2
-_NOTHING_YET_S = 0.01  # before asking again when the ratio allows no sample
 
 
 class ReplayClient:
@@ -101,8 +100,6 @@ class ReplayClient:
             self._map(reply)
             for sample in reply.samples:
                 self._hand_over(self._mapped.gather(sample, self._ring))
-            if not reply.samples:
-                self._closed.wait(_NOTHING_YET_S)
 
     def _request(self) -> SampleRequest:
         counters = self._counters()

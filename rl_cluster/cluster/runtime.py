@@ -14,6 +14,7 @@ from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
+from ray._private.node import Node
 
 from rl_cluster.config import ClusterConfig
 from rl_cluster.signals import let_through
@@ -30,6 +31,8 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> str
         return str(ray.get_runtime_context().gcs_address)
     _stay_on_loopback()
     setattr(services, "ConsolePopen", _OwnGroup)  # noqa: B010 - a type to mypy
+    # It reads every log ten times a second, for a driver that does not ask for them.
+    setattr(Node, "start_log_monitor", lambda self: None)  # noqa: B010
     ray.init(
         address="local",
         namespace=namespace,
