@@ -11,10 +11,10 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format
+.PHONY: help install run test lint format bench bench-quick
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 10
 
 install: $(STAMP)  ## create .venv/ and install everything, pinned; quick the second time
 
@@ -31,6 +31,12 @@ run: install  ## train Pong and Breakout for about three minutes
 
 test: lint  ## lint, types and all tests
 	$(BIN)/python -m pytest
+
+bench: install  ## every benchmark beside our peers (hours; CLEANRL=checkout of its repository)
+	$(BIN)/python experiments/benchmarks/bench.py $(if $(CLEANRL),--cleanrl $(CLEANRL))
+
+bench-quick: install  ## the benchmarks B1 to B5 in under ten minutes, once the peers are installed
+	$(BIN)/python experiments/benchmarks/bench.py --quick $(if $(CLEANRL),--cleanrl $(CLEANRL))
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

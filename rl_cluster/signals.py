@@ -27,7 +27,9 @@ class StopFlag:
     def wait(self, timeout_s: float) -> bool:
         """Sleep until a signal comes or the time is over; return whether one has come."""
         if not self._set:
-            self._set = signal.sigtimedwait(_STOP_SIGNALS, timeout_s) is not None
+            came = signal.sigtimedwait(_STOP_SIGNALS, timeout_s)
+            # A process that was stopped (Ctrl-Z) and goes on gets a record that nobody filled in.
+            self._set = came is not None and came.si_signo in _STOP_SIGNALS
         return self._set
 
     def __bool__(self) -> bool:

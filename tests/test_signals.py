@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -62,6 +63,31 @@ def test_the_handler_of_a_library_is_never_called(flag: StopFlag) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTERM)
     assert flag
+
+
+def test_a_process_that_was_stopped_and_goes_on_has_no_flag() -> None:
+    """As Ctrl-Z and `fg` do."""
+    script = """
+import time
+from rl_cluster.signals import StopFlag
+flag = StopFlag()
+flag.install()
+print("ready", flush=True)
+end_s = time.monotonic() + 3.0
+while time.monotonic() < end_s:
+    flag.wait(0.2)
+print(bool(flag))
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(2):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.5)
+        assert process.stdout.read() == "False\n"
 
 
 def test_threads_started_later_leave_the_signals_to_the_flag() -> None:
