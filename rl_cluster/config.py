@@ -145,8 +145,10 @@ class LearnerConfig(_Settings):
     """Arithmetic of forward and backward pass; parameters and optimizer stay float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
+    resident_share: Share = 0.5
+    """Share of the GPU's free memory for frames; 0, or where they do not fit: on the host."""
     threads: NonNegativeInt = 0
-    """CPU threads of one update; 0: half of this task's share of the cores."""
+    """CPU threads of one update, each with 32 rows or more; 0: half of this task's cores."""
     target: Literal["period", "averaging"] = "period"
     """How the target network follows: a copy every so often, or a moving average."""
     target_period: PositiveInt = 1_000
@@ -334,8 +336,7 @@ def _merged(base: Mapping[str, Any], over: Any) -> dict[str, Any]:
         raise ConfigError(f"expected a mapping of settings, found {over!r}")
     merged: dict[str, Any] = copy.deepcopy(dict(base))
     for key, value in over.items():
-        old = merged.get(key)
-        nested = old if isinstance(old, Mapping) else {}
+        nested = old if isinstance(old := merged.get(key), Mapping) else {}
         merged[key] = _merged(nested, value) if isinstance(value, Mapping) else value
     return merged
 
@@ -368,8 +369,7 @@ def _validate(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return _ADAPTER.validate_python(tree)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors(include_url=False)]
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError("\n".join(map(_explain, error.errors(include_url=False)))) from error
 
 
 def _explain(detail: Any) -> str:

@@ -7,6 +7,7 @@ the machine cannot do and the request insists on is an error.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,20 @@ def resolve(config: RunConfig, machine: Machine) -> EffectiveConfig:
         tasks[name], found = _resolve_task(name, task, machine, len(config.tasks))
         differences += found
     return EffectiveConfig(dataclasses.replace(config, tasks=tasks), tuple(differences))
+
+
+def gather_on_host(effective: EffectiveConfig, reasons: Mapping[str, str]) -> EffectiveConfig:
+    """Let no frames lie on the GPU for the tasks that a reason is given for."""
+    tasks, differences = dict(effective.config.tasks), list(effective.differences)
+    for name, reason in reasons.items():
+        learner = tasks[name].learner
+        differences.append(
+            Difference(f"tasks.{name}.learner.resident_share", learner.resident_share, 0.0, reason)
+        )
+        host = dataclasses.replace(learner, resident_share=0.0)
+        tasks[name] = dataclasses.replace(tasks[name], learner=host)
+    config = dataclasses.replace(effective.config, tasks=tasks)
+    return EffectiveConfig(config, tuple(differences))
 
 
 def _resolve_task(

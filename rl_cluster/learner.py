@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl_cluster.agents.captured import in_host_memory
+from rl_cluster.agents.captured import snapshot_in_host_memory
 from rl_cluster.agents.dqn import (
     DQN,
     DQNSettings,
@@ -72,14 +72,14 @@ class Learner:
         publish: Publish,
         schema: dict[str, Any],
     ) -> None:
-        self.agent, self._device, self.schema = agent, device, schema
+        self.agent, self.schema = agent, schema
         self._publish_period, self._publish = publish_period, publish
         self.counters = LearnerCounters()
         self.steps_ahead = _STEPS_AHEAD if device.type == "cuda" else 0
-        self._under_way: deque[tuple[Batch, PendingUpdate]] = deque()
+        self._under_way: deque[tuple[Batch[Any], PendingUpdate]] = deque()
         self._publication: tuple[torch.Tensor, Callable[[], None]] | None = None
 
-    def step(self, batch: Batch) -> list[StepReport]:
+    def step(self, batch: Batch[Any]) -> list[StepReport]:
         """Learn from one batch; publish when the period is over.
 
         Returns:
@@ -89,7 +89,7 @@ class Learner:
         if not batch.is_finite():
             return [self._skipped(batch, "the batch holds values that are not finite")]
         begun = self.counters.updates + len(self._under_way)
-        self._under_way.append((batch, self.agent.begin(self._to_device(batch), begun)))
+        self._under_way.append((batch, self.agent.begin(_tensors(batch), begun)))
         return self.finish(self.steps_ahead)
 
     def finish(self, steps_ahead: int = 0) -> list[StepReport]:
@@ -103,8 +103,8 @@ class Learner:
     def publish(self) -> None:
         """Give the present weights the next version."""
         self.counters.policy_version += 1
-        self._publication = in_host_memory(self.agent.online.vector)
-        if not self.steps_ahead:
+        self._publication = snapshot_in_host_memory(self.agent.online.vector)
+        if not self._under_way:
             self._finish_publication()
 
     def _finish_publication(self) -> None:
@@ -114,7 +114,7 @@ class Learner:
             wait()
             self._publish(self.counters.policy_version, vector.numpy())
 
-    def _finished(self, batch: Batch, pending: PendingUpdate) -> StepReport:
+    def _finished(self, batch: Batch[Any], pending: PendingUpdate) -> StepReport:
         counters = self.counters
         rate = learning_rate(self.agent.settings, counters.updates)
         try:
@@ -128,7 +128,7 @@ class Learner:
         errors = found.td_errors.numpy()
         return StepReport(batch.sample, errors, found.loss, found.q_mean, found.gradient_norm, rate)
 
-    def _skipped(self, batch: Batch, reason: str) -> StepReport:
+    def _skipped(self, batch: Batch[Any], reason: str) -> StepReport:
         self.counters.skipped_batches += 1
         rate = learning_rate(self.agent.settings, self.counters.updates)
         sources = tuple(sorted(set(batch.sources)))
@@ -161,18 +161,18 @@ class Learner:
         torch.set_rng_state(random_state)
         self.counters = LearnerCounters(**checkpoint.state["learner"])
 
-    def _to_device(self, batch: Batch) -> Transitions:
-        def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(self._device, non_blocking=True)
 
-        return Transitions(
-            tensor(batch.s_tm1),
-            tensor(batch.a_tm1),
-            tensor(batch.r_t),
-            tensor(batch.discount_t),
-            tensor(batch.s_t),
-            tensor(batch.weights),
-        )
+def _tensors(batch: Batch[Any]) -> Transitions:
+    """The batch where it lies, in host memory or on the device; nothing is copied yet."""
+    batch.wait()
+    return Transitions(
+        torch.as_tensor(batch.s_tm1),
+        torch.from_numpy(batch.a_tm1),
+        torch.from_numpy(batch.r_t),
+        torch.from_numpy(batch.discount_t),
+        torch.as_tensor(batch.s_t),
+        torch.from_numpy(batch.weights),
+    )
 
 
 def build_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:

@@ -28,28 +28,39 @@ class Machine:
     """Free in /dev/shm, where Ray keeps its objects."""
     gpus: tuple[str, ...] = ()
     """Names of the GPUs that have a working driver, and a torch that can use them."""
+    gpu_memory_bytes: int = 0
+    """Free on the GPU that has least."""
 
 
 def detect(shared_memory: Path = Path("/dev/shm")) -> Machine:
     """Look at this machine."""
     available = psutil.virtual_memory().available
     limit = memory_limit_bytes()
+    gpus = _gpus()
     return Machine(
         cores=max(1, int(usable_cores())),
         memory_bytes=available if limit is None else min(available, limit),
         shared_memory_bytes=shutil.disk_usage(shared_memory).free if shared_memory.is_dir() else 0,
-        gpus=_gpus(),
+        gpus=tuple(name for name, _ in gpus),
+        gpu_memory_bytes=min((free for _, free in gpus), default=0),
     )
 
 
-def _gpus() -> tuple[str, ...]:
+def _gpus() -> list[tuple[str, int]]:
+    """Name and free memory in bytes of each GPU."""
     if importlib.metadata.version("torch").endswith("+cpu"):
-        return ()
+        return []
     try:
         pynvml.nvmlInit()
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        names = tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+        found = [
+            (
+                str(pynvml.nvmlDeviceGetName(handle)),
+                int(pynvml.nvmlDeviceGetMemoryInfo(handle).free),
+            )
+            for handle in handles
+        ]
         pynvml.nvmlShutdown()
     except pynvml.NVMLError:
-        return ()
-    return names
+        return []
+    return found

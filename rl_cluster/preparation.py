@@ -12,11 +12,12 @@ import numpy as np
 
 from rl_cluster.agents.flat import num_parameters
 from rl_cluster.config import ConfigError, RunConfig, TaskConfig
-from rl_cluster.effective import EffectiveConfig, resolve
+from rl_cluster.effective import EffectiveConfig, gather_on_host, resolve
 from rl_cluster.environments import EnvironmentSpec, make_environment, spec_of
 from rl_cluster.learner import build_network
 from rl_cluster.machine import Machine, detect
 from rl_cluster.replay.block import Block, BlockBuilder
+from rl_cluster.resident import resident_bytes
 from rl_cluster.supervision.admission import Admission, TaskDemand, admit
 
 _WORKERS_BESIDE_ROLLOUTS = 3  # replay, learner, evaluator
@@ -42,13 +43,35 @@ def prepare(config: RunConfig) -> PreparedRun:
     """
     machine = detect()
     effective = resolve(config, machine)
-    specs, demands = {}, []
+    specs, demands, reasons = {}, [], {}
     for name, task in effective.config.tasks.items():
         env = make_environment(task.env, num_envs=1, threads=1)
         specs[name] = spec_of(env)
         env.close()
         demands.append(_demand(name, task, specs[name]))
+        if reason := _why_not_resident(task, specs[name], machine, len(config.tasks)):
+            reasons[name] = reason
+    effective = gather_on_host(effective, reasons)
     return PreparedRun(effective, machine, specs, demands, admit(demands, machine))
+
+
+def _why_not_resident(
+    task: TaskConfig, spec: EnvironmentSpec, machine: Machine, num_tasks: int
+) -> str | None:
+    """Why a task's frames cannot lie on its GPU as asked for; None where they can."""
+    share = task.learner.resident_share
+    if task.learner.device != "cuda" or share == 0:
+        return None
+    if spec.obs_dtype.kind not in "ui":
+        return f"frames of {spec.obs_dtype} are searched for NaN on the host"
+    own = min(1.0, len(machine.gpus) / num_tasks)
+    room, needed = share * own * machine.gpu_memory_bytes, resident_bytes(task, spec)
+    if needed <= room:
+        return None
+    return (
+        f"its frames are {needed / 1e9:.2f} GB, more than {share:g} of the "
+        f"{own * machine.gpu_memory_bytes / 1e9:.2f} GB of GPU memory that are this task's"
+    )
 
 
 def _demand(name: str, task: TaskConfig, spec: EnvironmentSpec) -> TaskDemand:

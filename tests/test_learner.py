@@ -94,6 +94,33 @@ def test_versions_grow_by_one_each_period() -> None:
     assert own.counters.policy_version == 3
 
 
+def test_steps_ahead_are_reported_late_and_none_is_lost() -> None:
+    """As on a GPU, which is kept busy by a few steps ahead."""
+    published: Published = []
+    steady, own = learner(), learner(publish_period=3, published=published)
+    own.steps_ahead = 2
+    wanted = [steady.step(batch(step))[0].loss for step in range(4)]
+    found = [[report.loss for report in own.step(batch(step))] for step in range(4)]
+    assert found == [[], [], wanted[:1], wanted[1:2]]
+    assert own.counters.updates == 2
+    assert [report.loss for report in own.finish()] == wanted[2:]
+    assert own.counters == replace(steady.counters, policy_version=0)
+    assert_same(everything(own.agent), everything(steady.agent))
+
+
+def test_a_version_is_given_out_as_soon_as_nothing_is_under_way() -> None:
+    published: Published = []
+    own = learner(publish_period=2, published=published)
+    own.steps_ahead = 2
+    own.publish()
+    assert [version for version, _ in published] == [0]
+    for step in range(4):
+        own.step(batch(step))
+    assert [version for version, _ in published] == [0]
+    own.finish()
+    assert [version for version, _ in published] == [0, 1, 2]
+
+
 def test_what_is_published_is_the_online_network_of_that_moment() -> None:
     published: Published = []
     own = learner(publish_period=2, published=published)

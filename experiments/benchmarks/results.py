@@ -125,7 +125,9 @@ def missing(row: str, setting: str, unit: str, peer: str, why: str) -> Row:
     return Row(row, setting, unit, None, peer, note=lines[-1] if lines else "no reason given")
 
 
-def _limit(turns: Sequence[tuple[Window, Window]], value: Value) -> tuple[float | None, float | None]:
+def _limit(
+    turns: Sequence[tuple[Window, Window]], value: Value
+) -> tuple[float | None, float | None]:
     if not turns:
         return None, None
     limit = statistics.median(value(limit) for _, limit in turns)

@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import time
-from typing import Any, Callable, Dict, Optional, Tuple
+from collections.abc import Callable
+from typing import Any
 
 # Kept for answers alone, from the moment of this import.
 _CHANNEL = os.fdopen(os.dup(1), "w")
@@ -22,18 +23,18 @@ Work = Callable[[], float]
 """Does one small piece of work; returns how many units that were."""
 
 
-def arguments() -> Dict[str, Any]:
+def arguments() -> dict[str, Any]:
     """Return what the benchmark asks of this side: the JSON object on its command line."""
-    asked: Dict[str, Any] = json.loads(sys.argv[1])
+    asked: dict[str, Any] = json.loads(sys.argv[1])
     return asked
 
 
 def serve(
     work: Work,
-    packages: Tuple[str, ...],
-    facts: Optional[Callable[[], Dict[str, Any]]] = None,
-    work_for: Optional[Callable[[float], float]] = None,
-    limit: Optional[Work] = None,
+    packages: tuple[str, ...],
+    facts: Callable[[], dict[str, Any]] | None = None,
+    work_for: Callable[[float], float] | None = None,
+    limit: Work | None = None,
 ) -> None:
     """Answer the benchmark until it closes our standard input.
 
@@ -61,10 +62,10 @@ def serve(
         _answer({"amount": amount, "wall_s": time.perf_counter() - start_s})
 
 
-def _answer(message: Dict[str, Any]) -> None:
+def _answer(message: dict[str, Any]) -> None:
     _CHANNEL.write(json.dumps(message) + "\n")
     _CHANNEL.flush()
 
 
-def _versions(packages: Tuple[str, ...]) -> Dict[str, str]:
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in packages}

@@ -35,7 +35,6 @@ class ClippedAdam:
         vector = parameters.vector
         # All of it now, so that a full device fails at the start, not later.
         self.moments = {key: torch.zeros_like(vector) for key in ("exp_avg", "exp_avg_sq")}
-        self._gradient = torch.zeros_like(vector)
         self.learning_rate = torch.zeros((), device=vector.device)
         self.taken = torch.zeros((), device=vector.device)
         """() float32: 1 if the last step was taken, 0 if it was refused."""
@@ -56,14 +55,18 @@ class ClippedAdam:
             own.copy_(steps)
 
     def step(self, gradients: list[Tensor], loss: Tensor) -> Tensor:
-        """Take one step along the sum of (P,) gradients, if it and the loss are finite.
+        """Take one step along the sum of gradients, if it and the loss are finite.
+
+        Args:
+          gradients: (P,) float32 each; the first is used up.
+          loss: () float32, only looked at.
 
         Returns:
           () float32 norm of the whole gradient before it was scaled.
         """
 
         def add_up(part: tuple[slice, Tensor]) -> Tensor:
-            own = self._gradient[part[0]].copy_(gradients[0][part[0]])
+            own = gradients[0][part[0]]
             for gradient in gradients[1:]:
                 own += gradient[part[0]]
             norm: Tensor = torch.linalg.vector_norm(own)
@@ -74,16 +77,18 @@ class ClippedAdam:
         scale = (norm / self._max_norm).clamp(min=1.0)
 
         def apply(part: tuple[slice, Tensor]) -> None:
-            self._apply(*part, scale, 1.0 - self.taken)
+            self._apply(gradients[0], *part, scale, 1.0 - self.taken)
 
         self._team.map(apply, self._parts)
         return norm
 
     @torch.no_grad()
-    def _apply(self, part: slice, steps: Tensor, divisor: Tensor, refused: Tensor) -> None:
+    def _apply(
+        self, gradient: Tensor, part: slice, steps: Tensor, divisor: Tensor, refused: Tensor
+    ) -> None:
         adam(
             [self._parameters.vector[part]],
-            [self._gradient[part]],
+            [gradient[part]],
             [self.moments["exp_avg"][part]],
             [self.moments["exp_avg_sq"][part]],
             [],

@@ -22,10 +22,13 @@ from rl_cluster.agents.flat import FlatNetwork
 from rl_cluster.agents.networks import QNetwork
 from rl_cluster.agents.team import Team
 
+_ROWS_WORTH_A_THREAD = 32
+"""A smaller part of a batch costs nearly as much as this one: weights are read all the same."""
+
 
 @dataclass(frozen=True)
 class Transitions:
-    """A batch of transitions on the learner's device."""
+    """A batch of transitions on the learner's device; a GPU's learner takes host memory, too."""
 
     s_tm1: Tensor
     """(B, *obs_shape), uint8 or float32."""
@@ -123,9 +126,8 @@ class DQN:
             max_norm=settings.max_gradient_norm,
             team=self._team,
         )
-        like = self.online.vector.to(dtype)
-        self._gradients = [torch.zeros_like(like) for _ in range(threads)]
-        self._step = Captured(self._learn) if device.type == "cuda" else self._learn
+        self._gradients = [torch.zeros_like(self.online.vector) for _ in range(threads)]
+        self._step = Captured(self._learn, device) if device.type == "cuda" else self._learn
 
     def update(self, batch: Transitions, updates: int) -> Update:
         """One gradient step; `updates` is the number of steps taken before.
@@ -150,7 +152,8 @@ class DQN:
         Never waits for the device, so it can be captured as one graph.
         """
         size = len(batch.a_tm1)
-        parts = list(enumerate(batch.split(min(size, self._team.size))))
+        count = max(1, min(size // _ROWS_WORTH_A_THREAD, self._team.size))
+        parts = list(enumerate(batch.split(count)))
         found = self._team.map(lambda part: self._learn_part(*part, size), parts)
         errors, losses_, q_means = zip(*found, strict=True)
         loss, q_mean = torch.stack(losses_).sum(), torch.stack(q_means).sum()
@@ -159,25 +162,25 @@ class DQN:
 
     def _learn_part(self, index: int, part: Transitions, size: int) -> tuple[Tensor, ...]:
         """Gradient of one part's share of the loss over `size` transitions."""
-        errors, q_tm1 = self._td_errors(part)
+        # A batch that is one part leaves the other threads free: one takes the targets.
+        begin = self._team.begin if len(part.a_tm1) == size else lambda work: work
+        target_tm1 = begin(lambda: self._targets(part))
+        q_tm1 = self.online.network(part.s_tm1)
+        errors = losses.td_errors(q_tm1, part.a_tm1, target_tm1())
         share = len(part.a_tm1) / size
         loss = losses.weighted_loss(errors, part.weights, self.settings.huber_delta) * share
         gradients = torch.autograd.grad(loss, list(self.online.network.parameters()))
-        torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._gradients[index])
-        return errors.detach(), loss.detach(), q_tm1.mean() * share
+        own = list(self.online.named(self._gradients[index]).values())
+        torch._foreach_copy_(own, gradients)
+        return errors.detach(), loss.detach(), q_tm1.detach().mean() * share
 
-    def _td_errors(self, batch: Transitions) -> tuple[Tensor, Tensor]:
-        online, target = self.online.network, self.target.network
-        with torch.no_grad():
-            q_t = target(batch.s_t)
-            if self.settings.double:
-                target_tm1 = losses.double_q_learning_targets(
-                    batch.r_t, batch.discount_t, q_t, online(batch.s_t)
-                )
-            else:
-                target_tm1 = losses.q_learning_targets(batch.r_t, batch.discount_t, q_t)
-        q_tm1 = online(batch.s_tm1)
-        return losses.td_errors(q_tm1, batch.a_tm1, target_tm1), q_tm1.detach()
+    @torch.no_grad()
+    def _targets(self, batch: Transitions) -> Tensor:
+        q_t = self.target.network(batch.s_t)
+        if not self.settings.double:
+            return losses.q_learning_targets(batch.r_t, batch.discount_t, q_t)
+        selector = self.online.network(batch.s_t)
+        return losses.double_q_learning_targets(batch.r_t, batch.discount_t, q_t, selector)
 
     def _share_to_follow(self, updates: int) -> float:
         """How far the target goes towards the online network after so many updates.

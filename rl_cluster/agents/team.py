@@ -27,6 +27,15 @@ class Team:
             max(1, size - 1), "team", initializer=torch.set_num_threads, initargs=(1,)
         )
 
+    def begin(self, work: Callable[[], Result]) -> Callable[[], Result]:
+        """Start `work` beside the caller; the call that is returned waits for its result.
+
+        In a team of one, that call does the work.
+        """
+        if self.size == 1:
+            return work
+        return self._helpers.submit(work).result
+
     def map(self, work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
         """Results of `work` on at most `size` parts, in their order; the first error is raised."""
         others = [self._helpers.submit(work, part) for part in parts[1:]]

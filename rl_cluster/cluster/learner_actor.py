@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from ray.exceptions import RayError
 
-from rl_cluster.agents.captured import page_locked
+from rl_cluster.agents.captured import on_device, page_locked
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
 from rl_cluster.cluster.actors import Actor, cause_of, read
 from rl_cluster.cluster.messages import Candidate, LearnerStatus, StopReport, notice
@@ -32,6 +32,7 @@ from rl_cluster.evaluation import Best
 from rl_cluster.learner import Learner, StepReport, build_agent, checkpoint_schema
 from rl_cluster.replay.gather import MappedBlocks
 from rl_cluster.replay.transitions import TransitionRule
+from rl_cluster.resident import ResidentBlocks, resident_places
 
 _Answer = TypeVar("_Answer")
 _COMMAND_TIMEOUT_S = 60.0
@@ -66,7 +67,7 @@ class LearnerActor:
             self._publisher.publish,
             checkpoint_schema(config.agent, spec),
         )
-        self._source = self._replay_client(reply_timeout_s)
+        self._source = self._replay_client(spec, device, reply_timeout_s)
         self._store = CheckpointStore(Path(task_dir) / "checkpoints", config.checkpoint.keep)
         self._commands: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._notices: list[dict[str, str]] = []
@@ -129,16 +130,29 @@ class LearnerActor:
         """Save and leave the loop; what is published stays."""
         return self._between_steps(self._leave)
 
-    def _replay_client(self, reply_timeout_s: float) -> ReplayClient:
+    def _replay_client(
+        self, spec: EnvironmentSpec, device: torch.device, reply_timeout_s: float
+    ) -> ReplayClient[torch.Tensor] | ReplayClient[np.ndarray]:
         agent, learner = self._config.agent, self._learner
         rule = TransitionRule(agent.frame_stack, agent.n_step, agent.discount, agent.reward_clip)
+        length = self._config.rollout.block_length
+        if device.type == "cuda" and self._config.learner.resident_share > 0:
+            places = resident_places(self._config)
+            return ReplayClient(
+                self._replay,
+                ResidentBlocks(rule, length, places, spec.obs_shape, spec.obs_dtype, device),
+                lambda: learner.counters,
+                reply_timeout_s,
+                learner.steps_ahead,
+                on_device(device),
+            )
         return ReplayClient(
             self._replay,
-            MappedBlocks(rule, self._config.rollout.block_length),
+            MappedBlocks(rule, length),
             lambda: learner.counters,
             reply_timeout_s,
             learner.steps_ahead,
-            page_locked if self._config.learner.device == "cuda" else np.empty,
+            page_locked if device.type == "cuda" else np.empty,
         )
 
     def _leave(self) -> StopReport:
@@ -183,8 +197,8 @@ class LearnerActor:
         start_s = time.monotonic()
         batch = self._source.next(timeout_s=0.05)
         self._waited_s += time.monotonic() - start_s
-        if batch is not None:
-            self._take(self._learner.step(batch))
+        # Without a batch, what is under way on a device is soon known: it need not wait for one.
+        self._take(self._learner.finish() if batch is None else self._learner.step(batch))
         if time.monotonic() - self._saved_at_s >= self._config.checkpoint.period_s:
             self._save()
 

@@ -31,7 +31,7 @@ from rl_cluster.rollout import CollectReport
 
 RETURNS_KEPT = 20
 _RECENT = 4_096  # rows behind the percentiles
-PREFETCHED_BATCHES = 4
+PREFETCHED_BATCHES = 8
 _LONG_POLL_S = 1.0
 
 

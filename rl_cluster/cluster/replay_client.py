@@ -10,6 +10,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Generic
 
 import numpy as np
 import ray
@@ -18,15 +19,15 @@ from rl_cluster.cluster.actors import Actor, Ref, read
 from rl_cluster.cluster.messages import SampleReply, SampleRequest
 from rl_cluster.learner import LearnerCounters
 from rl_cluster.replay.block import Block
-from rl_cluster.replay.gather import Allocate, Batch, BatchRing, MappedBlocks
+from rl_cluster.replay.gather import Allocate, Batch, BatchRing, BlockSource, Frames
 from rl_cluster.replay.index import Sample
 
 _CALLS_AHEAD = 2
-_BATCHES_PER_CALL = 2
+_BATCHES_PER_CALL = 4
 _WAITING_BATCHES = 2
 
 
-class ReplayClient:
+class ReplayClient(Generic[Frames]):
     """Batches of one task's replay, gathered ahead of the learner.
 
     Args:
@@ -41,11 +42,11 @@ class ReplayClient:
     def __init__(
         self,
         replay: Actor,
-        blocks: MappedBlocks,
+        blocks: BlockSource[Frames],
         counters: Callable[[], LearnerCounters],
         reply_timeout_s: float,
         steps_ahead: int,
-        allocate: Allocate,
+        allocate: Allocate[Frames],
     ) -> None:
         self._replay, self._mapped, self._counters = replay, blocks, counters
         self._reply_timeout_s = reply_timeout_s
@@ -54,7 +55,7 @@ class ReplayClient:
         self._known_block_id = -1
         self._oldest_block_id = 0
         self._td_errors: deque[tuple[Sample, np.ndarray]] = deque()
-        self._batches: queue.Queue[Batch] = queue.Queue(maxsize=_WAITING_BATCHES)
+        self._batches: queue.Queue[Batch[Frames]] = queue.Queue(maxsize=_WAITING_BATCHES)
         self._failure: BaseException | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gather", daemon=True)
@@ -64,7 +65,7 @@ class ReplayClient:
         """Begin to gather."""
         self._thread.start()
 
-    def next(self, timeout_s: float) -> Batch | None:
+    def next(self, timeout_s: float) -> Batch[Frames] | None:
         """The next batch, or None where none came in time.
 
         Raises:
@@ -124,7 +125,7 @@ class ReplayClient:
         self._mapped.discard(self._oldest_block_id)
         self._oldest_block_id = max(self._oldest_block_id, reply.oldest_block_id)
 
-    def _hand_over(self, batch: Batch) -> None:
+    def _hand_over(self, batch: Batch[Frames]) -> None:
         while not self._closed.is_set():
             try:
                 self._batches.put(batch, timeout=0.1)

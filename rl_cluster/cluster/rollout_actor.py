@@ -6,6 +6,7 @@ when it has arrived.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -21,7 +22,9 @@ from rl_cluster.environments import make_environment, spec_of
 from rl_cluster.learner import build_network
 from rl_cluster.rollout import Rollout, RolloutSettings
 
-_LOOK_PERIOD_S = 0.02  # between two looks whether newer weights have come
+_LOOK_PERIOD_S = 0.01  # between two looks whether newer weights have come
+_NICENESS = 5
+"""A learner that has what it needs goes first; one that waits leaves the cores to its rollouts."""
 _HERE_S = 10.0  # for what was seen to be here
 
 
@@ -56,6 +59,7 @@ class WeightsInbox:
             published = read(self._question, _HERE_S)
             self._version, self._vector = published.version, published.payload[0]
         if not is_here(self._vector):
+            self._looked_s = 0.0  # on its way, so it is worth looking again after every step
             return None
         flat: np.ndarray = read(self._vector, _HERE_S)
         self._ask()
@@ -72,6 +76,7 @@ class RolloutActor:
     def __init__(
         self, task: str, index: int, config: TaskConfig, seed: int, weights: Actor
     ) -> None:
+        os.nice(_NICENESS)
         torch.set_num_threads(config.rollout.torch_threads)
         rollout = config.rollout
         total = rollout.actors * rollout.environments

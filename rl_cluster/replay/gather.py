@@ -10,22 +10,44 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol
 
 import numpy as np
+from typing_extensions import TypeVar
 
 from rl_cluster.replay.block import Block
 from rl_cluster.replay.index import Sample
 from rl_cluster.replay.transitions import BlockTransitions, TransitionRule, block_transitions
 
-Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
+
+class Array(Protocol):
+    """Numbers in host memory (numpy) or on a device."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each dimension."""
+
+    @property
+    def dtype(self) -> Any:
+        """Type of one number, in the words of its library."""
+
+
+Frames = TypeVar("Frames", bound=Array, default=np.ndarray)
+"""What a batch's observations are."""
+
+Allocate = Callable[[tuple[int, ...], np.dtype], Frames]
 """Makes an array of a shape and dtype; its contents do not matter."""
 
 
+def at_once() -> None:
+    """Wait for nothing: what is in host memory is there."""
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(Generic[Frames]):
     """Transitions to learn from, in DQN Zoo's notation."""
 
-    s_tm1: np.ndarray
+    s_tm1: Frames
     """(B, stack, *obs_shape): observations before."""
     a_tm1: np.ndarray
     """(B,) int64: actions."""
@@ -33,7 +55,7 @@ class Batch:
     """(B,) float32: n-step rewards."""
     discount_t: np.ndarray
     """(B,) float32: discount of the bootstrap, 0 at terminal states."""
-    s_t: np.ndarray
+    s_t: Frames
     """(B, stack, *obs_shape): observations after."""
     weights: np.ndarray
     """(B,) float32: importance weights, at most 1."""
@@ -41,11 +63,15 @@ class Batch:
     """Where each came from, for its new priority."""
     sources: tuple[str, ...]
     """Who collected each."""
+    wait: Callable[[], None] = at_once
+    """Lets the caller's stream of a device wait until the observations are there; to be called
+    before they are read."""
 
     def is_finite(self) -> bool:
-        """Whether every number of the batch is."""
+        """Whether every number of the batch is; on a device lie whole numbers only."""
         arrays = (self.s_tm1, self.r_t, self.discount_t, self.s_t, self.weights)
-        return all(np.isfinite(a).all() for a in arrays if a.dtype.kind == "f")
+        host = [array for array in arrays if isinstance(array, np.ndarray)]
+        return all(np.isfinite(array).all() for array in host if array.dtype.kind == "f")
 
     def check_valid(self) -> None:
         """Raise ValueError unless shapes and dtypes agree."""
@@ -58,34 +84,51 @@ class Batch:
                 raise ValueError(f"{name} is {array.dtype}{array.shape}, not float32({size},)")
 
 
-class BatchRing:
+class BatchRing(Generic[Frames]):
     """Memory for the observations of batches, used again in turn.
 
     Fresh memory for every batch takes longer to map, page by page, than to fill.
 
     Args:
       size: batches that may be in use at once.
-      allocate: such as of page-locked memory, which a GPU reads by itself.
+      allocate: such as of page-locked memory, which a GPU reads by itself, or of a GPU's own.
     """
 
-    def __init__(self, size: int, allocate: Allocate = np.empty) -> None:
+    def __init__(
+        self,
+        size: int,
+        allocate: Allocate[Frames] = np.empty,  # type: ignore[assignment] # the default of Frames
+    ) -> None:
         self._allocate = allocate
-        self._pairs: deque[tuple[np.ndarray, np.ndarray] | None] = deque([None] * size)
+        self._pairs: deque[tuple[Any, tuple[Frames, Frames]] | None] = deque([None] * size)
 
-    def next(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    def next(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[Frames, Frames]:
         """Two arrays for s_tm1 and s_t: those of `size` calls ago, where they fit."""
-        pair = self._pairs.popleft()
-        if pair is None or pair[0].shape != shape or pair[0].dtype != dtype:
-            pair = self._allocate(shape, dtype), self._allocate(shape, dtype)
-        self._pairs.append(pair)
-        return pair
+        kept, wanted = self._pairs.popleft(), (shape, dtype)
+        if kept is None or kept[0] != wanted:
+            kept = wanted, (self._allocate(shape, dtype), self._allocate(shape, dtype))
+        self._pairs.append(kept)
+        return kept[1]
 
 
-class MappedBlocks:
-    """The blocks that are drawn from, laid out for the gather.
+class BlockSource(Protocol[Frames]):
+    """The blocks that are drawn from, wherever their frames lie."""
 
-    Frames stay where they are; the few numbers of every transition lie in arrays over all blocks,
-    so that one indexing per array reads a batch's.
+    def insert(self, block_id: int, block: Block) -> None:
+        """Hold a block; ids only grow."""
+
+    def discard(self, below: int) -> None:
+        """Let go of all blocks with smaller ids."""
+
+    def gather(self, sample: Sample, ring: BatchRing[Frames]) -> Batch[Frames]:
+        """Copy the sampled transitions into the ring's next memory."""
+
+
+class TransitionTable:
+    """The few numbers of every transition of the blocks held, in arrays over all blocks.
+
+    So one indexing per array reads a batch's. A subclass adds what else is known of a block, in
+    arrays of its own, which grow with these.
 
     Args:
       rule: how rows become transitions.
@@ -95,10 +138,8 @@ class MappedBlocks:
     def __init__(self, rule: TransitionRule, length: int) -> None:
         self._rule = rule
         self._places: dict[int, int] = {}
-        self._held: list[BlockTransitions | None] = []
         self._free: list[int] = []
-        self._start_tm1 = np.zeros((0, length), np.int32)
-        self._start_t = np.zeros((0, length), np.int32)
+        self._size = 0
         self._actions = np.zeros((0, length), np.int64)
         self._rewards = np.zeros((0, length), np.float32)
         self._discounts = np.zeros((0, length), np.float32)
@@ -107,6 +148,49 @@ class MappedBlocks:
         """Blocks held."""
         return len(self._places)
 
+    def _put(self, block_id: int, mapped: BlockTransitions) -> int:
+        """Write a block's numbers; return its place in all arrays."""
+        if not self._free:
+            self._grow(max(64, self._size))
+        place, rows = self._free[-1], len(mapped.actions)
+        self._actions[place, :rows] = mapped.actions
+        self._rewards[place, :rows] = mapped.rewards
+        self._discounts[place, :rows] = mapped.discounts
+        self._places[block_id] = self._free.pop()
+        return place
+
+    def _drop(self, below: int) -> list[int]:
+        """Forget blocks with smaller ids; return which they were."""
+        dropped = []
+        while self._places and (oldest := next(iter(self._places))) < below:
+            self._free.append(self._places.pop(oldest))
+            dropped.append(oldest)
+        return dropped
+
+    def _grow(self, more: int) -> None:
+        """Make so many more places."""
+        self._free += range(self._size + more - 1, self._size - 1, -1)
+        self._size += more
+        for name, array in list(vars(self).items()):
+            if isinstance(array, np.ndarray):
+                grown = [(0, more)] + [(0, 0)] * (array.ndim - 1)
+                setattr(self, name, np.pad(array, grown))
+
+
+class MappedBlocks(TransitionTable):
+    """Blocks whose frames stay where they are, in shared memory.
+
+    Args:
+      rule: how rows become transitions.
+      length: core rows of the longest block.
+    """
+
+    def __init__(self, rule: TransitionRule, length: int) -> None:
+        super().__init__(rule, length)
+        self._held: dict[int, BlockTransitions] = {}
+        self._start_tm1 = np.zeros((0, length), np.int32)
+        self._start_t = np.zeros((0, length), np.int32)
+
     def insert(self, block_id: int, block: Block) -> None:
         """Hold a block; ids only grow.
 
@@ -114,23 +198,16 @@ class MappedBlocks:
           ValueError: it was cut for a smaller stack, fewer steps or a greater length.
         """
         mapped = block_transitions(block, self._rule)
-        if not self._free:
-            self._grow()
-        place, rows = self._free[-1], len(mapped.actions)
+        place, rows = self._put(block_id, mapped), len(mapped.actions)
         # A stack that repeats its episode's first row is no run of rows: it has no start.
         self._start_tm1[place, :rows] = np.where(mapped.contiguous, mapped.rows_tm1[:, 0], -1)
         self._start_t[place, :rows] = mapped.rows_t[:, 0]
-        self._actions[place, :rows] = mapped.actions
-        self._rewards[place, :rows] = mapped.rewards
-        self._discounts[place, :rows] = mapped.discounts
-        self._places[block_id], self._held[place] = self._free.pop(), mapped
+        self._held[block_id] = mapped
 
     def discard(self, below: int) -> None:
         """Let go of all blocks with smaller ids."""
-        while self._places and (oldest := next(iter(self._places))) < below:
-            place = self._places.pop(oldest)
-            self._held[place] = None
-            self._free.append(place)
+        for block_id in self._drop(below):
+            del self._held[block_id]
 
     def gather(self, sample: Sample, ring: BatchRing) -> Batch:
         """Copy the sampled transitions out of their blocks.
@@ -138,9 +215,9 @@ class MappedBlocks:
         Raises:
           KeyError: a sampled block is not held.
         """
-        places = [self._places[block_id] for block_id in sample.block_ids.tolist()]
-        held = [block for place in places if (block := self._held[place]) is not None]
-        at = places, sample.rows
+        block_ids = sample.block_ids.tolist()
+        held = [self._held[block_id] for block_id in block_ids]
+        at = [self._places[block_id] for block_id in block_ids], sample.rows
         frames, depth = held[0].observations, self._rule.frame_stack
         s_tm1, s_t = ring.next((len(held), depth, *frames.shape[1:]), frames.dtype)
         starts = zip(self._start_tm1[at].tolist(), self._start_t[at].tolist(), strict=True)
@@ -155,12 +232,3 @@ class MappedBlocks:
         actions, rewards, discounts = self._actions[at], self._rewards[at], self._discounts[at]
         sources = tuple(block.source for block in held)
         return Batch(s_tm1, actions, rewards, discounts, s_t, sample.weights, sample, sources)
-
-    def _grow(self) -> None:
-        """Double the places."""
-        more = max(64, len(self._held))
-        self._free += range(len(self._held) + more - 1, len(self._held) - 1, -1)
-        self._held += [None] * more
-        for name, array in list(vars(self).items()):
-            if isinstance(array, np.ndarray):
-                setattr(self, name, np.pad(array, ((0, more), (0, 0))))
