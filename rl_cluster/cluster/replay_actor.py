@@ -53,7 +53,7 @@ class ReplayActor:
         self._next_block_id = 0
         self._in_flight = 0
         self._room_changed, self._attached = asyncio.Event(), asyncio.Event()
-        self._inserted = asyncio.Event()
+        self._inserted, self._sampling = asyncio.Event(), asyncio.Lock()
         self._collectors: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, tuple[int, str]] = {}
         self._env_steps_before, self._episodes = 0, 0
@@ -100,19 +100,9 @@ class ReplayActor:
         self._version, self._updates = request.policy_version, request.learner_updates
         for sample, td_errors in request.td_errors:
             self._index.update_priorities(sample, td_errors)
-        batch = self._config.learner.batch
-        await self._samples_owed(batch)
-        samples: list[Sample] = []
-        while len(samples) < request.batches and self._limiter.may_sample(batch):
-            samples.append(self._index.sample(batch, self._importance_exponent))
-            self._limiter.sample(batch)
-            self._ages.extend(self._index.ages(samples[-1]).tolist())
-        if samples:
-            self._room_changed.set()
-        oldest = self._next_block_id - len(self._refs)
-        first_unknown = max(oldest, request.known_block_id + 1)
-        new = tuple((i, self._refs[i]) for i in range(first_unknown, self._next_block_id))
-        return SampleReply(tuple(samples), new, oldest, self._env_steps)
+        async with self._sampling:  # calls are answered in their order, which the learner counts on
+            await self._samples_owed()
+            return self._reply(request)
 
     async def status(self) -> ReplayStatus:
         """Figures since the last call, and totals."""
@@ -177,15 +167,29 @@ class ReplayActor:
             await self._room_changed.wait()
         self._held_back_s += time.monotonic() - start_s
 
-    async def _samples_owed(self, batch: int) -> None:
+    async def _samples_owed(self) -> None:
         """Wait until the ratio allows a batch, but no longer than a learner may be left waiting."""
         deadline_s = time.monotonic() + _LONG_POLL_S
-        while not self._limiter.may_sample(batch):
+        while not self._limiter.may_sample(self._config.learner.batch):
             self._inserted.clear()
             try:
                 await asyncio.wait_for(self._inserted.wait(), deadline_s - time.monotonic())
             except TimeoutError:
                 return
+
+    def _reply(self, request: SampleRequest) -> SampleReply:
+        batch = self._config.learner.batch
+        samples: list[Sample] = []
+        while len(samples) < request.batches and self._limiter.may_sample(batch):
+            samples.append(self._index.sample(batch, self._importance_exponent))
+            self._limiter.sample(batch)
+            self._ages.extend(self._index.ages(samples[-1]).tolist())
+        if samples:
+            self._room_changed.set()
+        oldest = self._next_block_id - len(self._refs)
+        first_unknown = max(oldest, request.known_block_id + 1)
+        new = tuple((i, self._refs[i]) for i in range(first_unknown, self._next_block_id))
+        return SampleReply(tuple(samples), new, oldest, self._env_steps)
 
     def _take(self, infos: list[BlockInfo], refs: list[Ref], report: CollectReport) -> None:
         for info, ref in zip(infos, refs, strict=True):

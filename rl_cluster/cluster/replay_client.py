@@ -71,11 +71,11 @@ class ReplayClient(Generic[Frames]):
         Raises:
           RayError: the replay is gone.
         """
-        if self._failure is not None:
-            raise self._failure
         try:
             return self._batches.get(timeout=timeout_s)
         except queue.Empty:
+            if self._failure is not None:
+                raise self._failure from None
             return None
 
     def report(self, sample: Sample, td_errors: np.ndarray) -> None:
