@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 
+import bench
+import peers
 import pytest
 import results
+from plan import Plan
 from results import Row, compare, interval, missing, pairs, write
 from sides import BenchmarkError, ServedSide, Tree, Window
 
@@ -152,6 +157,40 @@ def test_others_on_the_machine_are_told_of() -> None:
     busy = Window(1.0, 1.0, 1.0, 1.5)
     assert results.load(compare("B0", "", "steps", "p", [(window(1.0), window(1.0))]))["quiet"]
     assert not results.load(compare("B0", "", "steps", "p", [(busy, busy)]))["quiet"]
+
+
+@pytest.mark.parametrize("name", sorted(bench.MODULES))
+def test_every_row_of_the_suite_has_a_module_that_measures(name: str) -> None:
+    assert callable(importlib.import_module(bench.MODULES[name]).measure)
+
+
+def test_every_peer_states_the_versions_that_it_is_measured_at() -> None:
+    for peer in bench.PEERS:
+        lines = (peers.HERE / "peers" / f"{peer}.txt").read_text(encoding="utf-8").splitlines()
+        assert any("==" in line for line in lines), peer
+
+
+def test_a_peer_that_cannot_be_installed_is_reported_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "nobody.txt").write_text("./no-such-directory\n", encoding="utf-8")
+    monkeypatch.setattr(peers, "HERE", tmp_path)
+    monkeypatch.setattr(peers, "ENVIRONMENTS", tmp_path / "environments")
+    missing_peers = peers.install(["nobody"])
+    assert "no-such-directory" in missing_peers["nobody"]
+
+
+def test_a_row_that_fails_is_a_row_with_its_reason_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("failing_row")
+    module.measure = lambda plan: 1 / 0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "failing_row", module)
+    monkeypatch.setitem(bench.MODULES, "b0", "failing_row")
+    rows, whole = bench.measured("b0", Plan(quick=True, scratch=tmp_path))
+    assert not whole
+    assert [(row.row, row.note) for row in rows] == [("b0", "ZeroDivisionError: division by zero")]
 
 
 def test_the_table_shows_every_row(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from tape import recorded
 ROW = "B1 replay"
 BYTES_ROW = "B1 bytes per transition"
 UNIT = "iterations"
-CAPACITY, QUICK_CAPACITY = 200_000, 50_000
+CAPACITY, QUICK_CAPACITY = 200_000, 20_000
 
 
 class Peer(NamedTuple):

@@ -20,7 +20,7 @@ from tape import recorded
 
 ROW = "B2 replay through Ray"
 UNIT = "iterations"
-CAPACITY, QUICK_CAPACITY = 200_000, 50_000
+CAPACITY, QUICK_CAPACITY = 200_000, 20_000
 
 
 class Peer(NamedTuple):
