@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -69,6 +70,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "bench-results" / "latest.json")
     arguments = parser.parse_args()
 
+    # Otherwise a side that is frozen would outlive us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     chosen = arguments.rows or (QUICK if arguments.quick else tuple(MODULES))
     missing = peers.install(PEERS)
     rows: list[Row] = []
