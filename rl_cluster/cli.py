@@ -103,7 +103,8 @@ def _add_configuration(parser: argparse.ArgumentParser, optional: bool = False) 
 
 
 def _train(arguments: argparse.Namespace, stop: StopFlag) -> int:
-    from rl_cluster.config import ConfigError, load
+    from rl_cluster.config import ConfigError
+    from rl_cluster.config_file import load
     from rl_cluster.preparation import prepare
     from rl_cluster.run_directory import RunDirectory, RunDirectoryError
     from rl_cluster.supervision.admission import AdmissionError
@@ -262,7 +263,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from rl_cluster import doctor
-    from rl_cluster.config import ConfigError, load
+    from rl_cluster.config import ConfigError
+    from rl_cluster.config_file import load
     from rl_cluster.preparation import what_would_run
     from rl_cluster.supervision.admission import AdmissionError
 

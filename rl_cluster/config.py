@@ -1,23 +1,16 @@
-"""The configuration of a run: one tree of frozen dataclasses; YAML in, YAML out.
+"""The configuration of a run: one tree of frozen dataclasses, every setting with its meaning.
 
-Invariant: a configuration that loads is complete and valid. An unknown key, a wrong type or a value
-out of range is a `ConfigError` that names the key, the value and, for a misspelt key, the nearest
-known one. `defaults` in a file is a shorthand: every task starts from it; the tree itself holds
-each task in full, so that `load(dump(config)) == config`.
+Invariant: types say what a setting may be, `check_valid` says how settings must agree; nothing here
+reads or writes files (`config_file.py` does).
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
@@ -28,7 +21,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["float32", "bfloat16"]
 
 _TASK_NAME = re.compile(r"[\w-]+")
-_TAKEN = ("tensorboard", "wandb", "lock")  # names in a run directory
+_TAKEN = ("tensorboard", "wandb", "lock", "control")  # names in a run directory
 
 
 class ConfigError(ValueError):
@@ -97,6 +90,12 @@ class ReplayConfig(_Settings):
     """β of the importance weights at the start."""
     importance_updates: PositiveInt = 500_000
     """Updates over which β rises linearly to 1."""
+    journal: Switch = True
+    """Keep every block on disk, compressed, so that a resumed run finds its replay full."""
+    journal_max_bytes: PositiveInt = 20_000_000_000
+    """Disk that this task's journal may take; its oldest segments go first."""
+    disk_reserve_bytes: NonNegativeInt = 2_000_000_000
+    """Free disk that the journal leaves to checkpoints and to others; below it, it pauses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +128,8 @@ class LearnerConfig(_Settings):
 
     batch: PositiveInt = 32
     """Transitions in one update."""
+    micro_batch: PositiveInt | None = None
+    """Transitions in one pass; fewer than `batch`: gradients are accumulated. null: all at once."""
     learning_rate: PositiveFloat = 1e-4
     """Adam's step size at the start."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
@@ -147,6 +148,12 @@ class LearnerConfig(_Settings):
     """auto: the GPU where there is one."""
     resident_share: Share = 0.5
     """Share of the GPU's free memory for frames; 0, or where they do not fit: on the host."""
+    gpu_wait_s: NonNegativeFloat = 600.0
+    """Seconds to wait for GPU memory that others hold, before `gpu_fallback_batch` is taken."""
+    gpu_poll_s: PositiveFloat = 5.0
+    """Seconds between two looks at the GPU's free memory while waiting."""
+    gpu_fallback_batch: PositiveInt | None = None
+    """Transitions in one pass where the wait was in vain (see `micro_batch`); null: an error."""
     threads: NonNegativeInt = 0
     """CPU threads of one update, each with 32 rows or more; 0: half of this task's cores."""
     target: Literal["period", "averaging"] = "period"
@@ -183,6 +190,8 @@ class CheckpointConfig(_Settings):
     """Seconds between two checkpoints."""
     keep: PositiveInt = 3
     """Newest checkpoints kept, beside the best."""
+    upload: str | None = None
+    """Where whole checkpoints are copied to, as RUN/TASK/STEP below this fsspec URL; null: no."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,20 +212,106 @@ class TaskConfig(_Settings):
     """How good it is."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """What survives."""
+    priority: Annotated[int, Field(strict=True)] = 0
+    """Where not all tasks fit, the higher goes first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SupervisorConfig(_Settings):
     """When a worker counts as failed, and what follows."""
 
-    heartbeat_timeout_s: PositiveFloat = 60.0
-    """A worker that answers nothing for so long is killed and replaced."""
+    working_timeout_s: PositiveFloat = 10.0
+    """A worker that answers nothing, or makes no progress at work, for so long is replaced."""
+    starting_timeout_s: PositiveFloat = 180.0
+    """The same while a worker is made and loads."""
+    saving_timeout_s: PositiveFloat = 60.0
+    """The same while it saves."""
     backoff_s: PositiveFloat = 1.0
-    """Wait before the first restart; doubles with each further one in the window."""
+    """Wait before the second restart; doubles with each further one in the window."""
+    max_backoff_s: PositiveFloat = 60.0
+    """Longest wait before a restart."""
     max_restarts: NonNegativeInt = 5
     """Restarts of one worker within the window; one more parks its task."""
     window_s: PositiveFloat = 300.0
     """Length of that window."""
+    max_fruitless_restarts: NonNegativeInt = 5
+    """Restarts in a row without any progress between them; one more parks the task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TierConfig(_Settings):
+    """How much of a machine a run takes."""
+
+    games: PositiveInt
+    """Tasks that train at once; the others wait for their slice."""
+    environments: PositiveInt
+    """Environments of each task, over all its rollouts."""
+    batch: PositiveInt
+    """Transitions in one update."""
+
+
+def _tiers() -> dict[str, TierConfig]:
+    return {
+        "light": TierConfig(2, 32, 512),
+        "medium": TierConfig(4, 64, 1024),
+        "heavy": TierConfig(8, 256, 2048),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class PressureConfig(_Settings):
+    """From which figures the load steps down, and below which it may step up again."""
+
+    memory_available_low: Share = 0.07
+    """Share of memory still available (host or cgroup) at which the load steps down."""
+    memory_available_high: Share = 0.2
+    """Share from which it may step up."""
+    memory_stall_high: Share = 0.2
+    """Share of time in which somebody waits for memory (PSI some, avg10): steps down."""
+    memory_stall_low: Share = 0.02
+    """Share below which it may step up."""
+    store_used_high: Share = 0.97
+    """Share of the object store in use at which the load steps down."""
+    store_used_low: Share = 0.9
+    """Share below which it may step up."""
+    gpu_memory_free_low: Share = 0.03
+    """Share of GPU memory free at which the load steps down."""
+    gpu_memory_free_high: Share = 0.15
+    """Share from which it may step up."""
+    disk_free_low_bytes: NonNegativeInt = 500_000_000
+    """Free disk below the run directory at which the load steps down."""
+    disk_free_high_bytes: NonNegativeInt = 3_000_000_000
+    """Free disk from which it may step up."""
+    temperature_high_c: PositiveFloat = 92.0
+    """Hottest sensor, °C, at which the load steps down."""
+    temperature_low_c: PositiveFloat = 80.0
+    """Hottest sensor, °C, below which it may step up."""
+    others_cpu_high: Share = 0.9
+    """Share of the cores that other programs use at which the load steps down."""
+    others_cpu_low: Share = 0.4
+    """Share below which it may step up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadConfig(_Settings):
+    """How much of the machine the run may take, and how that changes."""
+
+    tier: str = "custom"
+    """custom: every task as configured; light, medium, heavy or another of `tiers`; auto."""
+    tiers: dict[str, TierConfig] = dataclasses.field(default_factory=_tiers)
+    """Name to tier; one's own come beside light, medium and heavy, or change them."""
+    dwell_s: PositiveFloat = 2_400.0
+    """Seconds without pressure before the load steps up."""
+    cooldown_s: PositiveFloat = 300.0
+    """Seconds after a step down before anything but another step down."""
+    settle_s: PositiveFloat = 15.0
+    """Seconds between two steps down, in which the first can take effect."""
+    slice_s: PositiveFloat = 1_800.0
+    """Seconds that a task trains before one that waits takes its place."""
+    boot_cap_s: PositiveFloat = 3_600.0
+    """Seconds for which the load stays below what ran when the host rebooted; doubles each time."""
+    pressure: PressureConfig = PressureConfig()
+    """Thresholds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +350,8 @@ class RunConfig(_Settings):
     """A task is complete after this many environment steps; null: never."""
     supervisor: SupervisorConfig = SupervisorConfig()
     """When workers are replaced."""
+    load: LoadConfig = LoadConfig()
+    """How much of the machine is taken."""
     telemetry: TelemetryConfig = TelemetryConfig()
     """Where figures go."""
     cluster: ClusterConfig = ClusterConfig()
@@ -269,6 +366,9 @@ class RunConfig(_Settings):
                 rule = f"letters, digits, - and _, and none of {', '.join(_TAKEN)}"
                 raise ConfigError(f"tasks: {name!r} cannot name a task's directory: {rule}")
             _check_task(name, task)
+        known = ("custom", "auto", *self.load.tiers)
+        if self.load.tier not in known:
+            raise ConfigError(f"load.tier is {self.load.tier!r}: one of {', '.join(known)}")
 
 
 def _check_task(name: str, task: TaskConfig) -> None:
@@ -283,118 +383,3 @@ def _check_task(name: str, task: TaskConfig) -> None:
             f"tasks.{name}.replay.min_transitions is {replay.min_transitions}, not below the "
             f"capacity of {replay.capacity_transitions}: learning could never start"
         )
-
-
-_ADAPTER = TypeAdapter(RunConfig)
-
-
-def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a YAML file and apply `a.b=value` overrides (values are YAML).
-
-    Raises:
-      ConfigError: the file is missing or not YAML, or a key or value is wrong.
-    """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold a mapping with `tasks`, not {type(raw).__name__}")
-    return from_mapping(raw, overrides)
-
-
-def from_mapping(raw: Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
-    """Build a configuration from plain data, overrides applied before defaults are spread."""
-    tree = _merged({}, raw)
-    tree["tasks"] = _by_name(tree.get("tasks"))
-    for override in overrides:
-        _apply(tree, override)
-    defaults = tree.pop("defaults", None) or {}
-    tasks = _by_name(tree["tasks"])
-    if not isinstance(tasks, dict) or not isinstance(defaults, dict):
-        raise ConfigError("tasks is a list of names or a mapping; defaults is a mapping")
-    tree["tasks"] = {name: _merged(defaults, task or {}) for name, task in tasks.items()}
-    config = _validate(tree)
-    config.check_valid()
-    return config
-
-
-def dump(config: RunConfig) -> str:
-    """YAML text that `load` turns into an equal configuration."""
-    return str(yaml.safe_dump(to_mapping(config), sort_keys=False))
-
-
-def to_mapping(config: RunConfig) -> dict[str, Any]:
-    """Plain data (mappings, lists, scalars) of the whole tree."""
-    return dict(_ADAPTER.dump_python(config))
-
-
-def _merged(base: Mapping[str, Any], over: Any) -> dict[str, Any]:
-    if not isinstance(over, Mapping):
-        raise ConfigError(f"expected a mapping of settings, found {over!r}")
-    merged: dict[str, Any] = copy.deepcopy(dict(base))
-    for key, value in over.items():
-        nested = old if isinstance(old := merged.get(key), Mapping) else {}
-        merged[key] = _merged(nested, value) if isinstance(value, Mapping) else value
-    return merged
-
-
-def _by_name(tasks: Any) -> Any:
-    """A list of names as the mapping that it stands for."""
-    if isinstance(tasks, list) and all(isinstance(task, str) for task in tasks):
-        return {task: {} for task in tasks}
-    return tasks or {}
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
-        raise ConfigError(f"--set {override!r} must read a.b=value")
-    node = tree
-    for key in keys[:-1]:
-        child = node[key] = node.get(key) or {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: {key} is a value, not a group of settings")
-        node = child
-    try:
-        node[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
-
-
-def _validate(tree: Mapping[str, Any]) -> RunConfig:
-    try:
-        return _ADAPTER.validate_python(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(map(_explain, error.errors(include_url=False)))) from error
-
-
-def _explain(detail: Any) -> str:
-    location = [str(part) for part in detail["loc"]]
-    path = ".".join(location)
-    if detail["type"] == "unexpected_keyword_argument":
-        known = _fields_at(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown setting {path!r}: {hint}"
-    return f"{path} is {detail['input']!r}: {detail['msg']}"
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    node: Any = RunConfig
-    for part in location:
-        fields = getattr(node, "__dataclass_fields__", {})
-        node = TaskConfig if part not in fields else _FIELD_TYPES.get(part, node)
-    names = [field.name for field in dataclasses.fields(node)]
-    return [*names, "defaults"] if node is RunConfig else names
-
-
-_FIELD_TYPES: dict[str, type | None] = {
-    **{field.name: type(field.default) for field in dataclasses.fields(TaskConfig)},
-    **{name: type(RunConfig.__dataclass_fields__[name].default)
-       for name in ("supervisor", "telemetry", "cluster")},
-    "tasks": None,
-}  # fmt: skip

@@ -59,7 +59,7 @@ def groups(kind: type = RunConfig, path: str = "") -> Iterator[Group]:
     for name, hint in get_type_hints(kind).items():
         inside = f"{path}.{name}".lstrip(".")
         if get_origin(hint) is dict:
-            hint, inside = get_args(hint)[1], f"{inside}.TASK"
+            hint, inside = get_args(hint)[1], f"{inside}.{'TASK' if name == 'tasks' else 'NAME'}"
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from groups(hint, inside)
 
@@ -135,7 +135,7 @@ def _default_text(field: dataclasses.Field[Any]) -> str:
     if field.default is not dataclasses.MISSING:
         return f"`{json.dumps(field.default)}`"
     if field.default_factory is not dataclasses.MISSING:
-        return f"`{json.dumps(field.default_factory())}`"
+        return f"`{json.dumps(field.default_factory(), default=dataclasses.asdict)}`"
     return "none: must be given"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from rl_cluster import config as config_module
+from rl_cluster import config_file
 from rl_cluster.config import ConfigError, RunConfig, TaskConfig
 from rl_cluster.machine import Machine
 
@@ -40,7 +40,7 @@ class EffectiveConfig:
         differences = [dataclasses.asdict(difference) for difference in self.differences]
         document = {
             "differences": differences,
-            "config": config_module.to_mapping(self.config),
+            "config": config_file.to_mapping(self.config),
         }
         return str(yaml.safe_dump(document, sort_keys=False))
 

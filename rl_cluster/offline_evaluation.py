@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rl_cluster import config as config_module
+from rl_cluster import config_file
 from rl_cluster.checkpoint import Checkpoint, CheckpointStore
 from rl_cluster.config import TaskConfig
 from rl_cluster.effective import resolve
@@ -57,9 +57,9 @@ def evaluate_path(path: Path, games: int | None) -> dict[str, dict[str, Any]]:
 
 def _tasks(run_dir: Path) -> dict[str, TaskConfig]:
     # Evaluation runs on the CPU, also on a machine without the GPU that the run had.
-    config = config_module.load(run_dir / "config.yaml")
+    config = config_file.load(run_dir / "config.yaml")
     overrides = [f"tasks.{task}.learner.device=cpu" for task in config.tasks]
-    config = config_module.load(run_dir / "config.yaml", overrides)
+    config = config_file.load(run_dir / "config.yaml", overrides)
     return resolve(config, detect()).config.tasks
 
 

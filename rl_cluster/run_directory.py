@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from rl_cluster.config import RunConfig, dump
+from rl_cluster.config import RunConfig
+from rl_cluster.config_file import dump
 from rl_cluster.effective import EffectiveConfig
 from rl_cluster.telemetry.summary import (
     Summary,

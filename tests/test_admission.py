@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_cluster.agents.flat import num_parameters
-from rl_cluster.config import ConfigError, RunConfig, from_mapping
+from rl_cluster.config import ConfigError, RunConfig
+from rl_cluster.config_file import from_mapping
 from rl_cluster.learner import build_network
 from rl_cluster.machine import Machine
 from rl_cluster.preparation import prepare, what_would_run

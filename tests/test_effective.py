@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rl_cluster.config import ConfigError, RunConfig, from_mapping
+from rl_cluster.config import ConfigError, RunConfig
+from rl_cluster.config_file import from_mapping
 from rl_cluster.effective import Difference, EffectiveConfig, resolve
 from rl_cluster.machine import Machine
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
-from rl_cluster.config import ConfigError, RunConfig, dump, from_mapping
+from rl_cluster.config import ConfigError, RunConfig
+from rl_cluster.config_file import dump, from_mapping
 from rl_cluster.environments import make_environment, spec_of
 from rl_cluster.evaluator import Evaluator
 from rl_cluster.learner import Learner, build_agent, checkpoint_schema

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rl_cluster import preparation
-from rl_cluster.config import from_mapping
+from rl_cluster.config_file import from_mapping
 from rl_cluster.effective import Difference
 from rl_cluster.machine import Machine
 from rl_cluster.resident import resident_bytes

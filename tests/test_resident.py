@@ -13,7 +13,8 @@ from learning_samples import IMAGE, agent, assert_same, everything
 from naive_replay import Cut, Row, build, rules, streams, unhurried
 
 from rl_cluster.agents.captured import on_device
-from rl_cluster.config import TaskConfig, from_mapping
+from rl_cluster.config import TaskConfig
+from rl_cluster.config_file import from_mapping
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.learner import Learner
 from rl_cluster.replay.block import Block

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from telemetry_samples import run_summary
 
-from rl_cluster.config import from_mapping, load
+from rl_cluster.config_file import from_mapping, load
 from rl_cluster.effective import resolve
 from rl_cluster.machine import Machine
 from rl_cluster.run_directory import (

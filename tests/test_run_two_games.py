@@ -10,7 +10,7 @@ import psutil
 import pytest
 from live_run import EXPERIMENTS, LiveRun, command, lines
 
-from rl_cluster.config import load
+from rl_cluster.config_file import load
 from rl_cluster.preparation import prepare
 from rl_cluster.telemetry.summary import check_valid
 

@@ -23,7 +23,8 @@ from results import MEASURES, Row, compare, interval, missing, pairs
 from sides import HERE, ROOT, BenchmarkError, ServedSide, Window, run_once
 from training_side import Program, TrainingSide
 
-from rl_cluster.config import TaskConfig, load
+from rl_cluster.config import TaskConfig
+from rl_cluster.config_file import load
 from rl_cluster.telemetry.jsonl import read_lines
 
 ROW = "B4 end to end"

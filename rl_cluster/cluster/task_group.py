@@ -50,7 +50,7 @@ class TaskGroup:
     def __init__(self, plan: TaskPlan, weights: Actor) -> None:
         self.plan, self._weights = plan, weights
         self.config = plan.run.tasks[plan.task]
-        timeout_s = plan.run.supervisor.heartbeat_timeout_s
+        timeout_s = plan.run.supervisor.working_timeout_s
         task = plan.task
         self.replay = Worker(names.replay_name(task), task, "replay", timeout_s)
         self.learner = Worker(names.learner_name(task), task, "learner", timeout_s)
@@ -124,7 +124,7 @@ class TaskGroup:
             self.replay.actor,
             self._weights,
             plan.tracker_id,
-            plan.run.supervisor.heartbeat_timeout_s,
+            plan.run.supervisor.working_timeout_s,
             max_concurrency=8,
             num_gpus=plan.gpu_share,
         )

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ray.util.metrics import Gauge
 
-from rl_cluster.config import RunConfig, to_mapping
+from rl_cluster.config import RunConfig
+from rl_cluster.config_file import to_mapping
 from rl_cluster.telemetry.incidents import Incident, IncidentLog
 from rl_cluster.telemetry.metrics import METRICS
 from rl_cluster.telemetry.summary import Summary, write_summary

@@ -25,7 +25,8 @@ from serve import arguments, serve
 from envs.atari import PROTOCOLS
 from rl_cluster.agents.dqn import DQN, Transitions
 from rl_cluster.agents.policy import GreedyPolicy
-from rl_cluster.config import RolloutConfig, TaskConfig, load
+from rl_cluster.config import RolloutConfig, TaskConfig
+from rl_cluster.config_file import load
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.learner import build_agent, build_network
 

@@ -25,13 +25,7 @@ from rl_cluster.cluster import runtime
 from rl_cluster.cluster.actors import Ref, read, spawn
 from rl_cluster.cluster.replay_actor import PREFETCHED_BATCHES, ReplayActor
 from rl_cluster.cluster.replay_client import ReplayClient
-from rl_cluster.config import (
-    ClusterConfig,
-    LearnerConfig,
-    ReplayConfig,
-    RolloutConfig,
-    TaskConfig,
-)
+from rl_cluster.config import ClusterConfig, LearnerConfig, ReplayConfig, RolloutConfig, TaskConfig
 from rl_cluster.learner import LearnerCounters
 from rl_cluster.replay import gather
 from rl_cluster.replay.block import Block
