@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rl_cluster import config as config_module
 from rl_cluster import config_docs
-from rl_cluster.config import ConfigError, RunConfig, TaskConfig
+from rl_cluster.config import ConfigError, RunConfig, TaskConfig, TierConfig
 from rl_cluster.config_file import dump, from_mapping, load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +96,7 @@ BOUNDS = {
     "rollout.inference_batch": st.integers(1, 16),  # at most the default environments
     "replay.capacity_transitions": st.integers(2_001, 10**9),
     "replay.min_transitions": st.integers(1, 99_999),
+    "load.tier": st.sampled_from(["custom", "auto", "light", "medium", "heavy"]),
 }
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=8)
 JSON = st.recursive(
@@ -141,7 +142,7 @@ def settings_of(kind: type) -> dict[str, st.SearchStrategy[Any]]:
         if dataclasses.is_dataclass(hint):
             inside = settings_of(hint)  # type: ignore[arg-type]
             found |= {f"{name}.{inner}": values for inner, values in inside.items()}
-        elif name != "tasks":
+        elif name not in ("tasks", "tiers"):
             found[name] = values_of(hint)
     return found | {path: values for path, values in BOUNDS.items() if path in found}
 
@@ -397,6 +398,21 @@ def test_every_field_is_followed_by_a_string_that_says_what_it_is(kind: type) ->
     assert silent == []
 
 
+def test_a_tier_of_ones_own_comes_beside_the_known_ones() -> None:
+    config = loaded(
+        "tasks: [Pong]", "load.tier=mine", "load.tiers.mine={games: 3, environments: 9, batch: 7}"
+    )
+    assert config.load.tiers["mine"] == TierConfig(3, 9, 7)
+    assert config.load.tiers["heavy"] == TierConfig(8, 256, 2048)
+    changed = loaded("tasks: [Pong]", "load.tiers.light.games=1")
+    assert changed.load.tiers["light"] == TierConfig(1, 32, 512)
+
+
+def test_a_tier_that_is_not_known_is_refused_with_those_that_are() -> None:
+    with pytest.raises(ConfigError, match="load.tier is 'hevy': one of custom, auto, light"):
+        loaded("tasks: [Pong]", "load.tier=hevy")
+
+
 def test_the_page_of_settings_is_the_configuration() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert page == config_docs.render_markdown(), (
@@ -406,7 +422,9 @@ def test_the_page_of_settings_is_the_configuration() -> None:
 
 def test_the_page_has_one_row_for_every_setting() -> None:
     rows = [line for line in config_docs.render_markdown().splitlines() if line.startswith("| `")]
-    assert len(rows) == len(OF_A_TASK) + len(OF_A_RUN) + 4  # and `tasks`, and those of a tier
+    assert (
+        len(rows) == len(OF_A_TASK) + len(OF_A_RUN) + 5
+    )  # and `tasks`, `tiers` and those of a tier
     assert {row.replace("\\|", "").count("|") for row in rows} == {5}
 
 
