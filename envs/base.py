@@ -186,6 +186,44 @@ class AsyncVectorEnv(VectorEnv[Array, Array, Array]):
     def _reseed(self, seeds: Sequence[int]) -> None:
         """Take new seeds, one per environment, that hold from the next `_start`."""
 
+    def _state(self) -> dict[str, Array]:
+        """What the backend's next rows follow from; not every backend can tell."""
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot save its games: after a resume they start anew"
+        )
+
+    def _restore(self, state: Mapping[str, Array]) -> None:
+        """Go on from what `_state` told."""
+        raise NotImplementedError(f"{type(self).__name__} cannot go on with saved games")
+
+    def state(self) -> dict[str, Array]:
+        """Copies of everything that the next rows follow from, by name, for an exact resume.
+
+        Raises:
+            NotImplementedError: the backend keeps its games to itself.
+        """
+        self._require_open()
+        return {
+            **{f"backend.{name}": array.copy() for name, array in self._state().items()},
+            "in_flight": np.array(self._in_flight),
+            "awaits_action": self._awaits_action.copy(),
+            "ended": self._ended.copy(),
+        }
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go on as the environment that `state` was taken from, made with the same arguments.
+
+        Raises:
+            NotImplementedError: the backend cannot.
+        """
+        self._require_open()
+        prefix = "backend."
+        own = {key[len(prefix) :]: v.copy() for key, v in state.items() if key.startswith(prefix)}
+        self._restore(own)
+        self._in_flight = int(state["in_flight"])
+        self._awaits_action[:] = state["awaits_action"]
+        self._ended[:] = state["ended"]
+
     def async_reset(self) -> None:
         """Start a new game in every environment; `recv` then delivers their first rows.
 

@@ -9,7 +9,7 @@ not depend on how the environments' steps interleave.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from gymnasium import spaces
@@ -22,6 +22,7 @@ CELL_PIXELS = 12
 FRAME_PIXELS = CELLS * CELL_PIXELS  # 84, as Atari has
 BALL, PADDLE = 255, 128  # Grey levels.
 GAME_STEPS = CELLS - 1  # Steps from a reset to the end of the drop.
+_STATE = ("seeds", "drops", "ball_row", "ball_column", "paddle", "reward", "ready")
 
 
 class Catch(AsyncVectorEnv):
@@ -55,6 +56,13 @@ class Catch(AsyncVectorEnv):
         everyone = np.arange(self.num_envs)
         self._drop_ball(everyone)
         self._ready = everyone
+
+    def _state(self) -> dict[str, Array]:
+        return {name: getattr(self, f"_{name}") for name in _STATE}
+
+    def _restore(self, state: Mapping[str, Array]) -> None:
+        for name in _STATE:
+            setattr(self, f"_{name}", state[name])
 
     def _drop_ball(self, env_ids: EnvIds) -> None:
         draws = _hash(self._seeds[env_ids], self._drops[env_ids])

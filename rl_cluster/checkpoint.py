@@ -1,66 +1,52 @@
 """Checkpoints: directories that are whole or refused, and never changed once they have their name.
 
 Invariant: a directory `STEP/` (or `STEP-1/`, when step STEP was saved again) got its name after
-every byte in it was on disk, and is never written to again. `manifest.json`, written last, holds
-the sha256 sum and size of every other file and a sum of itself, so whatever a crash, a full disk or
-a failing drive does later is noticed at load. Nothing is ever unpickled: tensors are safetensors,
-the rest is JSON.
+every byte in it was on disk, and is never written to again; so whatever a crash, a full disk or a
+failing drive does later is noticed at load. A writer whose epoch is over (`rl_cluster.fence`)
+changes nothing in the directory.
 
     STEP/model.safetensors  STEP/optimizer.safetensors  STEP/state.json  STEP/manifest.json
     latest  best  candidate   text files naming a directory; `candidate` is being evaluated
+
+The newest is the one of the highest epoch, and of that the one of the highest step: a later life
+that went on from an older checkpoint is ahead of what it left.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
+from rl_cluster.checkpoint_format import (
+    MANIFEST,
+    Checkpoint,
+    CheckpointError,
+    SchemaError,
+    check_files,
+    check_schema,
+    encode,
+    load,
+    read_manifest,
+)
+from rl_cluster.fence import Fence
 
-FORMAT = 1
-_MANIFEST = "manifest.json"
-_ADVICE = "remove that checkpoint directory, or restore it from a copy; an older one can be used"
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointStore",
+    "Loaded",
+    "SchemaError",
+    "check_schema",
+]
+
 _NAME = re.compile(r"(?P<step>\d{12,})(?:-(?P<revision>[1-9]\d*))?")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be saved, or is not fit to be loaded."""
-
-
-class SchemaError(CheckpointError):
-    """A whole checkpoint of another environment or network than the one expected."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What one checkpoint holds; the caller flattens its objects into it.
-
-    Attributes:
-      step: learner updates so far, >= 0.
-      model: tensors by name, of any dtype and device; loaded on the CPU.
-      optimizer: tensors by name (moments, random states as uint8, ...).
-      state: what JSON carries unchanged (counters, exploration, best-so-far, tracker id). Tuples,
-        integer keys and NaN are refused at save: they would come back as something else.
-      schema: what the tensors mean (observation shape and dtype, actions, network), compared at
-        load; any JSON.
-    """
-
-    step: int
-    model: Mapping[str, torch.Tensor]
-    optimizer: Mapping[str, torch.Tensor]
-    state: Mapping[str, Any]
-    schema: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,12 +64,17 @@ class CheckpointStore:
     Reading changes nothing on disk, so another process may read while the learner saves.
     """
 
-    def __init__(self, directory: str | Path, keep: int) -> None:
-        """Keep the last `keep` (>= 1) checkpoints and the best; `directory` need not exist yet."""
+    def __init__(self, directory: str | Path, keep: int, fence: Fence | None = None) -> None:
+        """Keep the last `keep` (>= 1) checkpoints and the best; `directory` need not exist yet.
+
+        With a `fence`, every change is committed under its epoch, or raises its StaleEpoch.
+        """
         if keep < 1:
             raise ValueError(f"keep is {keep}; at least 1 checkpoint has to be kept")
         self.directory = Path(directory)
         self._keep = keep
+        self._fence = fence
+        self._epoch = 0 if fence is None else fence.epoch
         self._refused: set[str] = set()
 
     def save(self, checkpoint: Checkpoint, best: bool = False) -> Path:
@@ -94,16 +85,37 @@ class CheckpointStore:
         Raises:
           CheckpointError: the content is not JSON, or the disk is full or refuses; the earlier
             checkpoints are untouched and nothing is left behind.
+          StaleEpoch: another writer took this one's place; likewise.
         """
-        files = _encode(checkpoint)
-        with _reporting(self.directory, sum(map(len, files.values()))):
-            self._prepare()
-            path = self._write(checkpoint.step, files)
-            self._point("latest", path.name)
-            if best:
-                self._point("best", path.name)
-            self._prune(checkpoint.step)
-        return path
+        files = encode(checkpoint, self._epoch)
+        pointers = ["latest", "best"] if best else ["latest"]
+        with self._reporting(sum(map(len, files.values()))):
+            with self._hold():
+                self._prepare()
+            name = self._free_name(checkpoint.step)
+            with self._written(name, files, pointers) as (temporary, pointing), self._hold():
+                self._commit(name, temporary, pointing)
+                self._prune(name)
+        return self.directory / name
+
+    def adopt(self, files: Mapping[str, bytes]) -> Path:
+        """Take in the files of a checkpoint from elsewhere as they are, its manifest among them.
+
+        It keeps its epoch; what is saved after a `load_latest` is ahead of it all the same.
+
+        Raises:
+          CheckpointError: the files are not those of its manifest; or as `save` does.
+          StaleEpoch: another writer took this one's place.
+        """
+        manifest = check_files(files, "the checkpoint to take in")
+        files = {name: files[name] for name in (*manifest.files, MANIFEST)}
+        with self._reporting(sum(map(len, files.values()))):
+            with self._hold():
+                self._prepare()
+            name = self._free_name(manifest.step)
+            with self._written(name, files, ["latest"]) as (temporary, pointing), self._hold():
+                self._commit(name, temporary, pointing)
+        return self.directory / name
 
     def mark_best(self, step: int) -> Path:
         """Point `best` at the checkpoint of `step`, which is then kept until another is better."""
@@ -119,8 +131,8 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{self.directory} has no checkpoint of step {step}, only {self._names()}"
             )
-        with _reporting(self.directory, 0):
-            self._point(pointer, names[-1])
+        with self._reporting(0), self._hold(), self._written(names[-1], {}, [pointer]) as written:
+            self._point(written[1])
         return self.directory / names[-1]
 
     @staticmethod
@@ -131,10 +143,10 @@ class CheckpointStore:
           CheckpointError: a file is missing or its bytes are not the ones that were saved.
           SchemaError: it is whole, but its schema is not `expect_schema`.
         """
-        return _load(Path(path), expect_schema)
+        return load(Path(path), expect_schema)
 
     def load_latest(self, expect_schema: Mapping[str, Any] | None = None) -> Loaded | None:
-        """The newest checkpoint that is whole, by step; None if none was ever saved.
+        """The newest checkpoint that is whole, by epoch and step; None if none was ever saved.
 
         The pointer `latest` is for people: what it names may be torn, or it may be missing.
 
@@ -143,9 +155,13 @@ class CheckpointStore:
           SchemaError: as in `load`; older ones would not fit either.
         """
         refused: list[CheckpointError] = []
-        for name in reversed(self._names()):
+        names = self._names()
+        # Checkpoints copied here from another run may be of later epochs than ours: what is saved
+        # from now on has to be ahead of them too.
+        self._epoch = max([self._epoch, *(self._epoch_of(name) or 0 for name in names)])
+        for name in reversed(names):
             try:
-                checkpoint = _load(self.directory / name, expect_schema)
+                checkpoint = load(self.directory / name, expect_schema)
             except SchemaError:
                 raise
             except CheckpointError as error:
@@ -163,36 +179,69 @@ class CheckpointStore:
     def load_best(self, expect_schema: Mapping[str, Any] | None = None) -> Checkpoint | None:
         """The checkpoint that `best` names; None if none was marked. Raises as `load` does."""
         name = self._pointed("best")
-        return None if name is None else _load(self.directory / name, expect_schema)
+        return None if name is None else load(self.directory / name, expect_schema)
+
+    def _hold(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._fence is None else self._fence.hold()
 
     def _names(self) -> list[str]:
-        """The checkpoint directories, oldest first: by step, then by revision."""
+        """The checkpoint directories, oldest first: by epoch, then step, then revision.
+
+        One whose manifest is damaged counts to the newest epoch: it is to be refused, loudly, where
+        it may be the newest, and to go when training has passed its step.
+        """
         if not self.directory.is_dir():
             return []
-        return sorted(filter(_NAME.fullmatch, os.listdir(self.directory)), key=_order)
+        names = list(filter(_NAME.fullmatch, os.listdir(self.directory)))
+        known = {name: self._epoch_of(name) for name in names}
+        newest = max((epoch for epoch in known.values() if epoch is not None), default=0)
+        epochs = {name: newest if epoch is None else epoch for name, epoch in known.items()}
+        return sorted(names, key=lambda name: (epochs[name], *_order(name)))
 
-    def _write(self, step: int, files: dict[str, bytes]) -> Path:
-        taken = [_order(name)[1] for name in self._names() if _order(name)[0] == step]
-        name = f"{step:012d}" + (f"-{max(taken) + 1}" if taken else "")
-        temporary = self.directory / f"{name}.tmp-{secrets.token_hex(4)}"
+    def _epoch_of(self, name: str) -> int | None:
         try:
-            temporary.mkdir()
-            for file, content in files.items():
-                _write_synced(temporary / file, content)
-            _sync(temporary)
-            temporary.rename(self.directory / name)
+            return read_manifest(self.directory / name).epoch
+        except CheckpointError:
+            return None
+
+    def _free_name(self, step: int) -> str:
+        taken = [_order(name)[1] for name in self._names() if _order(name)[0] == step]
+        return f"{step:012d}" + (f"-{max(taken) + 1}" if taken else "")
+
+    @contextmanager
+    def _written(
+        self, name: str, files: Mapping[str, bytes], pointers: list[str]
+    ) -> Iterator[tuple[Path, dict[str, Path]]]:
+        """Everything that needs space, on disk under names that go again at the end.
+
+        Yields the directory to be renamed to `name`, and each pointer's file to take its place.
+        """
+        token = secrets.token_hex(4)
+        temporary = self.directory / f"{name}.tmp-{token}"
+        pointing = {pointer: self.directory / f"{pointer}.tmp-{token}" for pointer in pointers}
+        try:
+            if files:
+                temporary.mkdir()
+                for file, content in files.items():
+                    _write_synced(temporary / file, content)
+                _sync(temporary)
+            for path in pointing.values():
+                _write_synced(path, f"{name}\n".encode())
+            yield temporary, pointing
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        _sync(self.directory)
-        return self.directory / name
+            for path in pointing.values():
+                path.unlink(missing_ok=True)
 
-    def _point(self, pointer: str, name: str) -> None:
-        temporary = self.directory / f"{pointer}.tmp-{secrets.token_hex(4)}"
-        try:
-            _write_synced(temporary, f"{name}\n".encode())
-            temporary.replace(self.directory / pointer)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def _commit(self, name: str, temporary: Path, pointing: Mapping[str, Path]) -> None:
+        temporary.rename(self.directory / name)
+        self._refused.discard(name)
+        _sync(self.directory)
+        self._point(pointing)
+
+    def _point(self, pointing: Mapping[str, Path]) -> None:
+        for pointer, written in pointing.items():
+            written.replace(self.directory / pointer)
         _sync(self.directory)
 
     def _pointed(self, pointer: str) -> str | None:
@@ -209,19 +258,20 @@ class CheckpointStore:
             )
         return name
 
-    def _prune(self, saved_step: int) -> None:
+    def _prune(self, saved: str) -> None:
         """Remove what is older than the last `keep`, and older revisions of a step.
 
-        Steps above `saved_step` are of a future that was refused or left; they go when training has
-        passed them. A refused checkpoint counts for nothing, or it would push out a whole one.
+        What stands after `saved` is of a future that was refused or left; it goes when training has
+        passed it. A refused checkpoint counts for nothing, or it would push out a whole one.
         """
-        names = [name for name in self._names() if _order(name)[0] <= saved_step]
+        names = self._names()
+        names = names[: names.index(saved) + 1]
         newest = {_order(name)[0]: name for name in names if name not in self._refused}
-        oldest_kept = sorted(newest)[-self._keep :][0]
+        kept = [name for name in names if name in newest.values()][-self._keep :]
+        oldest_kept = names.index(kept[0])
         marked = {self._pointed("best"), self._pointed("candidate")}
-        for name in names:
-            step = _order(name)[0]
-            outdated = step < oldest_kept or newest.get(step, name) != name
+        for position, name in enumerate(names):
+            outdated = position < oldest_kept or newest.get(_order(name)[0], name) != name
             if outdated and name not in marked:
                 # Renamed first: a removal that is cut short must not leave a torn checkpoint.
                 doomed = self.directory / f"{name}.tmp-{secrets.token_hex(4)}"
@@ -234,27 +284,27 @@ class CheckpointStore:
             _sync(self.directory.parent)
         for path in self.directory.glob("*.tmp-*"):
             if path.is_dir():
-                shutil.rmtree(path)
+                # One that a frozen writer still adds to may resist; the next save tries again.
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _reporting(self, needed_bytes: int) -> Iterator[None]:
+        """Turn an operating system error while saving into one that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot save a checkpoint of {needed_bytes:,} bytes in {self.directory}: {error}. "
+                "Earlier checkpoints are untouched; free space there, or keep fewer, and save again"
+            ) from error
 
 
 def _order(name: str) -> tuple[int, int]:
     match = _NAME.fullmatch(name)
     assert match is not None, name
     return int(match["step"]), int(match["revision"] or 0)
-
-
-@contextmanager
-def _reporting(directory: Path, needed_bytes: int) -> Iterator[None]:
-    """Turn an operating system error while saving into one that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot save a checkpoint of {needed_bytes:,} bytes in {directory}: {error}. "
-            "Earlier checkpoints are untouched; free space there, or keep fewer, and save again"
-        ) from error
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -271,130 +321,3 @@ def _sync(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The files of a checkpoint, in the order to write them: the manifest last."""
-    if checkpoint.step < 0:
-        raise CheckpointError(f"step is {checkpoint.step}: it counts updates, from 0")
-    files = {
-        "model.safetensors": _tensors_to_bytes(checkpoint.model),
-        "optimizer.safetensors": _tensors_to_bytes(checkpoint.optimizer),
-        "state.json": _state_to_bytes(dict(checkpoint.state)),
-    }
-    manifest = {
-        "format": FORMAT,
-        "step": checkpoint.step,
-        "schema": dict(checkpoint.schema),
-        "files": {name: _fingerprint(content) for name, content in files.items()},
-    }
-    # Through JSON first, as it will be read back: the sum has to cover what a reader sees.
-    return files | {_MANIFEST: _seal(json.loads(_to_json(manifest)))}
-
-
-def _tensors_to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    # Copied, because safetensors refuses tensors that share memory, as views of a flat vector do.
-    return safetensors.torch.save(
-        {
-            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
-        }
-    )
-
-
-def _to_json(content: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(content, allow_nan=False, indent=1).encode()
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"state and schema of a checkpoint must be JSON: {error}") from error
-
-
-def _state_to_bytes(state: dict[str, Any]) -> bytes:
-    encoded = _to_json(state)
-    decoded = json.loads(encoded)
-    changed = [key for key, value in state.items() if decoded.get(key) != value]
-    if changed:
-        raise CheckpointError(
-            f"JSON would change the state of a checkpoint in {changed}: "
-            "use lists for tuples and strings for keys"
-        )
-    return encoded
-
-
-def _fingerprint(content: bytes) -> dict[str, str | int]:
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-
-
-def _seal(manifest: dict[str, Any]) -> bytes:
-    """The manifest with a sum of itself, so that an altered manifest is noticed too."""
-    return _to_json(manifest | {"sha256": hashlib.sha256(_to_json(manifest)).hexdigest()})
-
-
-def _load(path: Path, expect_schema: Mapping[str, Any] | None) -> Checkpoint:
-    manifest = _read_manifest(path)
-    try:
-        if expect_schema is not None:
-            check_schema(path, manifest["schema"], expect_schema)
-        contents = {name: _read_verified(path, name, manifest) for name in manifest["files"]}
-        return Checkpoint(
-            step=manifest["step"],
-            model=safetensors.torch.load(contents["model.safetensors"]),
-            optimizer=safetensors.torch.load(contents["optimizer.safetensors"]),
-            state=json.loads(contents["state.json"]),
-            schema=manifest["schema"],
-        )
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is whole, but no checkpoint: {error!r}") from error
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    content = _read(path / _MANIFEST)
-    try:
-        manifest = json.loads(content)
-        unsealed = {key: value for key, value in manifest.items() if key != "sha256"}
-        whole = _seal(unsealed) == content
-    except (ValueError, AttributeError, CheckpointError):
-        whole = False
-    if not whole:
-        raise CheckpointError(f"{path / _MANIFEST} is torn or altered: {_ADVICE}")
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {path} has format {manifest.get('format')!r}, this program reads "
-            f"{FORMAT}: load it with the version of rl-cluster that wrote it"
-        )
-    return unsealed
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}): {_ADVICE}") from error
-
-
-def _read_verified(path: Path, name: str, manifest: dict[str, Any]) -> bytes:
-    if name != os.path.basename(name):
-        raise CheckpointError(f"{path / _MANIFEST} names {name!r}, which is not a file beside it")
-    content = _read(path / name)
-    wanted = manifest["files"][name]
-    if _fingerprint(content) != wanted:
-        raise CheckpointError(
-            f"{path / name} is torn or altered ({len(content):,} bytes, {wanted['bytes']:,} "
-            f"were saved; the sha256 sums differ): {_ADVICE}"
-        )
-    return content
-
-
-def check_schema(place: object, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise SchemaError, naming both values of every difference, unless two schemas agree."""
-    expected = json.loads(_to_json(dict(expected)))  # (84, 84) and [84, 84] are the same shape
-    differences = [
-        f"{key} is {found.get(key)!r}, expected {expected.get(key)!r}"
-        for key in sorted(found.keys() | expected.keys())
-        if found.get(key) != expected.get(key)
-    ]
-    if differences:
-        raise SchemaError(
-            f"{place} has another schema: {'; '.join(differences)}. Resume it with the "
-            "configuration it was trained with, or start a new run directory"
-        )

@@ -8,6 +8,7 @@ imports happen inside commands, after signals were made to wait, since they star
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import sys
 import time
@@ -36,9 +37,15 @@ def main(argv: list[str] | None = None) -> int:
         return _train(arguments, stop)
     commands = {
         "status": _status,
+        "tier": _steer,
         "pause": _steer,
         "resume": _steer,
-        "stop": _steer,
+        "set": _steer,
+        "add": _steer,
+        "remove": _steer,
+        "stop": _stop,
+        "keep": _keep,
+        "install-service": _install_service,
         "evaluate": _evaluate,
         "report": _report,
         "doctor": _doctor,
@@ -59,21 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_configuration(train)
     train.add_argument("--run", type=Path, metavar="DIR", help="run directory (runs/NAME-TIME)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --run")
+    train.add_argument("--detach", action="store_true", help="leave the run alone once started")
 
     status = commands.add_parser("status", help="show a run, live or past")
     status.add_argument("run", type=Path, metavar="RUN")
     status.add_argument("--json", action="store_true", help="print summary.json's object")
     status.add_argument("--watch", action="store_true", help="go on showing until it ends")
 
-    for name, text in (
-        ("pause", "let a live run, or one of its tasks, rest"),
-        ("resume", "let it go on"),
-        ("stop", "save everything and end a live run"),
-    ):
-        steer = commands.add_parser(name, help=text)
-        steer.add_argument("run", type=Path, metavar="RUN")
-        if name != "stop":
-            steer.add_argument("task", nargs="?", metavar="TASK", help="one task (all of them)")
+    _add_levers(commands)
 
     evaluate = commands.add_parser("evaluate", help="play whole games with a checkpoint")
     evaluate.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
@@ -87,6 +87,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_configuration(doctor, optional=True)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_levers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    def lever(name: str, text: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=text)
+        parser.add_argument("run", type=Path, metavar="RUN")
+        return parser
+
+    tier = lever("tier", "let a live run take more or less of the machine")
+    tier.add_argument("tier", metavar="light|medium|heavy|auto|custom", help="or one's own")
+    for name, text in (
+        ("pause", "let a live run, or one of its tasks, rest"),
+        ("resume", "let it go on, and try parked tasks again"),
+    ):
+        lever(name, text).add_argument("task", nargs="?", metavar="TASK", help="one (all of them)")
+    change = lever("set", "change live settings, such as learner.learning_rate=5e-5")
+    change.add_argument("settings", nargs="+", metavar="A.B=VALUE")
+    change.add_argument("--task", metavar="TASK", help="of one task (all of them)")
+    add = lever("add", "take a task, such as a game, into a live run")
+    add.add_argument("task", metavar="TASK")
+    add.add_argument("--set", dest="settings", nargs="+", default=[], metavar="A.B=VALUE")
+    lever("remove", "let a task save and leave a live run").add_argument("task", metavar="TASK")
+    lever("stop", "save everything and end a live run")
+    lever("keep", "resume a run that was cut off, and keep it: for the host's start-up")
+    service = lever("install-service", "let systemd do that at every boot")
+    service.add_argument("--user", default=getpass.getuser(), help="who it runs as")
 
 
 def _add_configuration(parser: argparse.ArgumentParser, optional: bool = False) -> None:
@@ -124,21 +150,30 @@ def _train(arguments: argparse.Namespace, stop: StopFlag) -> int:
     if stop:
         directory.release()
         return INTERRUPTED
-    return _run(config, prepared, directory, stop)
+    return _run(config, prepared, directory, stop, arguments.detach)
 
 
-def _run(config: RunConfig, prepared: PreparedRun, directory: RunDirectory, stop: StopFlag) -> int:
-    from rl_cluster.checkpoint import CheckpointError
-    from rl_cluster.cluster.training import Interrupted, RunFailed, train
+def _run(
+    config: RunConfig,
+    prepared: PreparedRun,
+    directory: RunDirectory,
+    stop: StopFlag,
+    detach: bool,
+) -> int:
+    from rl_cluster.cluster import training
     from rl_cluster.telemetry.display import Display
 
     _announce(prepared, directory.path)
+    training.start(config, prepared, directory)
+    if detach:
+        print(f"it trains; to watch it: rl-cluster status {directory.path} --watch")
+        return DONE
     with Display() as display:
         try:
-            summary = train(config, prepared, directory, stop, _showing(display))
-        except Interrupted:
+            summary = training.watch(directory, stop, _showing(display))
+        except training.Interrupted:
             return INTERRUPTED
-        except (RunFailed, CheckpointError) as error:
+        except training.RunFailed as error:
             return _complain(str(error), FAILED)
         # Reading weeks of figures takes longer than an interrupted program may stay.
         note = _report_note(directory.path) if summary["state"] == "completed" else (
@@ -215,16 +250,55 @@ def _stale_note(stale: bool, run: Path) -> list[str]:
 
 
 def _steer(arguments: argparse.Namespace) -> int:
-    from rl_cluster.cluster.handle import RunUnreachable, attach
+    from rl_cluster.cluster.handle import RunHandle, RunUnreachable, attach
+    from rl_cluster.config import ConfigError
+    from rl_cluster.config_file import parse_setting, tree_of
+    from rl_cluster.run_directory import RunDirectoryError
+
+    def change(handle: RunHandle) -> None:
+        for setting, value in map(parse_setting, arguments.settings):
+            handle.change(setting, value, arguments.task)
+
+    commands: dict[str, Callable[[RunHandle], None]] = {
+        "tier": lambda handle: handle.tier(arguments.tier),
+        "pause": lambda handle: handle.pause(arguments.task),
+        "resume": lambda handle: handle.resume(arguments.task),
+        "set": change,
+        "add": lambda handle: handle.add(arguments.task, tree_of(arguments.settings)),
+        "remove": lambda handle: handle.remove(arguments.task),
+    }
+    try:
+        commands[arguments.command](attach(arguments.run))
+    except ConfigError as error:
+        return _complain(str(error), WRONG_USAGE)
+    except (RunDirectoryError, RunUnreachable, ValueError) as error:
+        return _complain(str(error), FAILED)
+    return DONE
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    from rl_cluster.cluster.training import stop_run
     from rl_cluster.run_directory import RunDirectoryError
 
     try:
-        handle = attach(arguments.run)
-        if arguments.command == "stop":
-            handle.stop()
-        else:
-            getattr(handle, arguments.command)(arguments.task)
-    except (RunDirectoryError, RunUnreachable, ValueError) as error:
+        stop_run(arguments.run)
+    except RunDirectoryError as error:
+        return _complain(str(error), FAILED)
+    return DONE
+
+
+def _keep(arguments: argparse.Namespace) -> int:
+    from rl_cluster.cluster import keeper
+
+    return keeper.main([str(arguments.run.absolute())])
+
+
+def _install_service(arguments: argparse.Namespace) -> int:
+    from rl_cluster.service import ServiceError, install
+
+    try:
+        print(install(arguments.run, arguments.user))
+    except ServiceError as error:
         return _complain(str(error), FAILED)
     return DONE
 

@@ -98,21 +98,43 @@ def _keep_known_tiers(load: Any) -> None:
         load["tiers"] = _merged(known, load["tiers"])
 
 
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Dotted name and value (as YAML) of `a.b=value`.
+
+    Raises:
+      ConfigError: it does not read so.
+    """
+    path, separator, value = text.partition("=")
+    if not separator or not all(path.strip().split(".")):
+        raise ConfigError(f"--set {text!r} must read a.b=value")
+    try:
+        return path.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: the value is not YAML: {error}") from error
+
+
+def tree_of(settings: Iterable[str]) -> dict[str, Any]:
+    """The mapping that settings like `a.b=value` spell out.
+
+    Raises:
+      ConfigError: one does not read so.
+    """
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        _apply(tree, setting)
+    return tree
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
-        raise ConfigError(f"--set {override!r} must read a.b=value")
+    path, value = parse_setting(override)
+    keys = path.split(".")
     node = tree
     for key in keys[:-1]:
         child = node[key] = node.get(key) or {}
         if not isinstance(child, dict):
             raise ConfigError(f"--set {override!r}: {key} is a value, not a group of settings")
         node = child
-    try:
-        node[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+    node[keys[-1]] = value
 
 
 def _validate(tree: Mapping[str, Any]) -> RunConfig:

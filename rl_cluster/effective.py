@@ -7,7 +7,7 @@ the machine cannot do and the request insists on is an error.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,23 @@ def gather_on_host(effective: EffectiveConfig, reasons: Mapping[str, str]) -> Ef
         tasks[name] = dataclasses.replace(tasks[name], learner=host)
     config = dataclasses.replace(effective.config, tasks=tasks)
     return EffectiveConfig(config, tuple(differences))
+
+
+def with_replay(effective: EffectiveConfig, rows: Sequence[Difference]) -> EffectiveConfig:
+    """Take in other replay capacities, and whatever else the machine's memory decided."""
+    tasks = dict(effective.config.tasks)
+    for row in rows:
+        _, _, rest = row.setting.partition("tasks.")
+        name, _, setting = rest.partition(".")
+        if setting == "replay.capacity_transitions":
+            replay = tasks[name].replay
+            least = min(replay.min_transitions, row.effective - 1)
+            smaller = dataclasses.replace(
+                replay, capacity_transitions=row.effective, min_transitions=least
+            )
+            tasks[name] = dataclasses.replace(tasks[name], replay=smaller)
+    config = dataclasses.replace(effective.config, tasks=tasks)
+    return EffectiveConfig(config, (*effective.differences, *rows))
 
 
 def _resolve_task(

@@ -6,6 +6,7 @@ policies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 class Evaluator:
     """Plays the games of one task's evaluations."""
 
-    def __init__(self, config: TaskConfig, spec: EnvironmentSpec) -> None:
-        self._config, self._spec = config, spec
+    def __init__(
+        self, config: TaskConfig, spec: EnvironmentSpec, progress: Callable[[], None]
+    ) -> None:
+        """Prepare a task's evaluations; `progress` is called at every step of a game."""
+        self._config, self._spec, self._note_progress = config, spec, progress
         settings = config.evaluation
         self._seeds = [settings.seed + i for i in range(settings.games)]
         self._policy = GreedyPolicy(
@@ -42,7 +46,7 @@ class Evaluator:
     def random_baseline(self) -> GameResults:
         """One whole game of uniformly random play from each start."""
         env = self._environment()
-        results = random_baseline(env, rng=self._rng(), should_stop=_never)
+        results = random_baseline(env, rng=self._rng(), should_stop=self._go_on)
         env.close()
         assert results is not None
         return results
@@ -81,7 +85,7 @@ class Evaluator:
             frame_stack=self._config.agent.frame_stack,
             epsilon=self._config.evaluation.epsilon,
             rng=self._rng(),
-            should_stop=_never,
+            should_stop=self._go_on,
             record=recorder,
         )
         env.close()
@@ -103,6 +107,10 @@ class Evaluator:
             self._config.env, num_envs=len(self._seeds), seeds=self._seeds, threads=1
         )
 
+    def _go_on(self) -> bool:
+        self._note_progress()
+        return False
+
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng(self._config.evaluation.seed)
 
@@ -116,7 +124,3 @@ class Evaluator:
             learner["updates"],
             learner["policy_version"],
         )
-
-
-def _never() -> bool:
-    return False

@@ -16,7 +16,8 @@ class FrameStack:
     def __init__(
         self, num_envs: int, depth: int, obs_shape: tuple[int, ...], dtype: np.dtype
     ) -> None:
-        self._stacks = np.zeros((num_envs, depth, *obs_shape), dtype)
+        self.stacks = np.zeros((num_envs, depth, *obs_shape), dtype)
+        """(num_envs, depth, *obs_shape): as they are now."""
 
     def push(self, env_ids: np.ndarray, observations: np.ndarray, first: np.ndarray) -> np.ndarray:
         """Append one observation to the stacks of `env_ids` and return those stacks.
@@ -29,10 +30,10 @@ class FrameStack:
         Returns:
           (b, depth, *obs_shape) in fresh memory, oldest first, newest last.
         """
-        stacks: np.ndarray = self._stacks[env_ids]
+        stacks: np.ndarray = self.stacks[env_ids]
         stacks[:, :-1] = stacks[:, 1:]
         stacks[:, -1] = observations
         if first.any():
             stacks[first] = observations[first, None]
-        self._stacks[env_ids] = stacks
+        self.stacks[env_ids] = stacks
         return stacks

@@ -7,8 +7,8 @@ is not finite is counted, its sources are named, and nothing else changes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ class Learner:
         self._publish_period, self._publish = publish_period, publish
         self.counters = LearnerCounters()
         self.steps_ahead = _STEPS_AHEAD if device.type == "cuda" else 0
-        self._under_way: deque[tuple[Batch[Any], PendingUpdate]] = deque()
+        self._under_way: deque[tuple[Batch[Any], PendingUpdate, float]] = deque()
         self._publication: tuple[torch.Tensor, Callable[[], None]] | None = None
 
     def step(self, batch: Batch[Any]) -> list[StepReport]:
@@ -86,11 +86,21 @@ class Learner:
           On a CPU, what this step found. On a GPU, which is kept busy by a few steps ahead, what
           an earlier one found, or nothing yet.
         """
-        if not batch.is_finite():
-            return [self._skipped(batch, "the batch holds values that are not finite")]
         begun = self.counters.updates + len(self._under_way)
-        self._under_way.append((batch, self.agent.begin(_tensors(batch), begun)))
+        rate = learning_rate(self.agent.settings, begun)
+        if not batch.is_finite():
+            return [self._skipped(batch, "the batch holds values that are not finite", rate)]
+        self._under_way.append((batch, self.agent.begin(_tensors(batch), begun), rate))
         return self.finish(self.steps_ahead)
+
+    def change(self, config: LearnerConfig) -> None:
+        """Take `learning_rate` and `publish_period` from here on; steps under way keep theirs.
+
+        The schedule goes on from the new learning rate. Everything else is as it was built.
+        """
+        settings = self.agent.settings
+        self.agent.settings = replace(settings, learning_rate=config.learning_rate)
+        self._publish_period = config.publish_period
 
     def finish(self, steps_ahead: int = 0) -> list[StepReport]:
         """Wait for steps until only so many are under way; return what they found."""
@@ -114,13 +124,12 @@ class Learner:
             wait()
             self._publish(self.counters.policy_version, vector.numpy())
 
-    def _finished(self, batch: Batch[Any], pending: PendingUpdate) -> StepReport:
+    def _finished(self, batch: Batch[Any], pending: PendingUpdate, rate: float) -> StepReport:
         counters = self.counters
-        rate = learning_rate(self.agent.settings, counters.updates)
         try:
             found = pending.result()
         except SkippedBatch as reason:
-            return self._skipped(batch, str(reason))
+            return self._skipped(batch, str(reason), rate)
         counters.updates += 1
         counters.samples += len(batch.a_tm1)
         if counters.updates % self._publish_period == 0:
@@ -128,23 +137,29 @@ class Learner:
         errors = found.td_errors.numpy()
         return StepReport(batch.sample, errors, found.loss, found.q_mean, found.gradient_norm, rate)
 
-    def _skipped(self, batch: Batch[Any], reason: str) -> StepReport:
+    def _skipped(self, batch: Batch[Any], reason: str, rate: float) -> StepReport:
         self.counters.skipped_batches += 1
-        rate = learning_rate(self.agent.settings, self.counters.updates)
         sources = tuple(sorted(set(batch.sources)))
         return StepReport(batch.sample, None, np.nan, np.nan, np.nan, rate, reason, sources)
 
-    def checkpoint(self, extra: dict[str, Any]) -> Checkpoint:
+    def checkpoint(
+        self, extra: dict[str, Any], replay: Mapping[str, torch.Tensor] | None = None
+    ) -> Checkpoint:
         """Everything that a resume needs, between two steps (`finish` first).
 
         Args:
           extra: the caller's part of the JSON state.
+          replay: the caller's tensors, named `replay.…`; `restore` leaves them to the caller.
         """
         state = {**extra, "learner": vars(self.counters).copy()}
         return Checkpoint(
             self.counters.updates,
             self.agent.model_tensors(),
-            {**self.agent.optimizer_tensors(), "random.torch": torch.get_rng_state()},
+            {
+                **self.agent.optimizer_tensors(),
+                "random.torch": torch.get_rng_state(),
+                **(replay or {}),
+            },
             state,
             self.schema,
         )
@@ -155,7 +170,11 @@ class Learner:
         Raises:
           ValueError: it holds another architecture; nothing was changed.
         """
-        optimizer = dict(checkpoint.optimizer)
+        optimizer = {
+            name: tensor
+            for name, tensor in checkpoint.optimizer.items()
+            if not name.startswith("replay.")
+        }
         random_state = optimizer.pop("random.torch")
         self.agent.load_tensors(dict(checkpoint.model), optimizer)
         torch.set_rng_state(random_state)
@@ -189,7 +208,11 @@ def build_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
 def build_agent(
     agent: AgentConfig, learner: LearnerConfig, spec: EnvironmentSpec, device: torch.device
 ) -> DQN:
-    """Networks and optimizer on a device; parameters follow torch's seed."""
+    """Networks and optimizer on a device; parameters follow torch's seed.
+
+    Raises:
+      torch.OutOfMemoryError: the device is full.
+    """
     settings = DQNSettings(
         agent.double,
         agent.huber_delta,
@@ -206,7 +229,8 @@ def build_agent(
     )
     online = build_network(agent, spec).to(device)
     threads = max(1, learner.threads) if device.type == "cpu" else 1
-    return DQN(online, build_network(agent, spec).to(device), settings, threads)
+    target = build_network(agent, spec).to(device)
+    return DQN(online, target, settings, threads, learner.micro_batch)
 
 
 def checkpoint_schema(agent: AgentConfig, spec: EnvironmentSpec) -> dict[str, Any]:

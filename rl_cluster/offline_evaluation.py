@@ -79,7 +79,7 @@ def _evaluate(config: TaskConfig, checkpoint: Checkpoint, games: int | None) -> 
     settings = dataclasses.replace(settings, video=False, games=games or settings.games)
     config = dataclasses.replace(config, evaluation=settings)
     env = make_environment(config.env, num_envs=1, threads=1)
-    evaluator = Evaluator(config, spec_of(env))
+    evaluator = Evaluator(config, spec_of(env), progress=lambda: None)
     env.close()
     evaluation, _ = evaluator.evaluate(checkpoint, evaluator.random_baseline(), wall_s=0.0)
     return asdict(evaluation)

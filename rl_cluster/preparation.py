@@ -6,19 +6,34 @@ seconds, with a message; nothing has been started and no file was written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rl_cluster.agents.flat import num_parameters
 from rl_cluster.config import ConfigError, RunConfig, TaskConfig
-from rl_cluster.effective import EffectiveConfig, gather_on_host, resolve
+from rl_cluster.config_file import from_mapping, to_mapping
+from rl_cluster.config_file import load as load_config
+from rl_cluster.effective import (
+    Difference,
+    EffectiveConfig,
+    gather_on_host,
+    resolve,
+    with_replay,
+)
 from rl_cluster.environments import EnvironmentSpec, make_environment, spec_of
 from rl_cluster.learner import build_network
+from rl_cluster.levers import LIVE
 from rl_cluster.machine import Machine, detect
 from rl_cluster.replay.block import Block, BlockBuilder
 from rl_cluster.resident import resident_bytes
-from rl_cluster.supervision.admission import Admission, TaskDemand, admit
+from rl_cluster.supervision.admission import Admission, TaskDemand, admit, fit
+from rl_cluster.supervision.load import Load
+from rl_cluster.supervision.tiers import CUSTOM, LoadRule, LoadState
 
 _WORKERS_BESIDE_ROLLOUTS = 3  # replay, learner, evaluator
 
@@ -31,7 +46,11 @@ class PreparedRun:
     machine: Machine
     specs: dict[str, EnvironmentSpec]
     demands: list[TaskDemand]
+    """Of every task, fitted; not all of them need run at once."""
     admission: Admission
+    """Of those that run at once."""
+    most_games: int
+    """Tasks that fit at once."""
 
 
 def prepare(config: RunConfig) -> PreparedRun:
@@ -52,7 +71,106 @@ def prepare(config: RunConfig) -> PreparedRun:
         if reason := _why_not_resident(task, specs[name], machine, len(config.tasks)):
             reasons[name] = reason
     effective = gather_on_host(effective, reasons)
-    return PreparedRun(effective, machine, specs, demands, admit(demands, machine))
+    most_games = len(demands)
+    if config.load.tier != CUSTOM:
+        effective, demands, most_games = _fitted(effective, demands, machine)
+    largest = sorted(demands, key=lambda demand: demand.store_bytes)[-most_games:]
+    return PreparedRun(effective, machine, specs, demands, admit(largest, machine), most_games)
+
+
+def _fitted(
+    effective: EffectiveConfig, demands: list[TaskDemand], machine: Machine
+) -> tuple[EffectiveConfig, list[TaskDemand], int]:
+    """Fit the replay of a tier's tasks, and their number, to the machine's memory."""
+    load = effective.config.load
+    goal = LoadRule.of(load, Load(1, 1, 1), 1).goal(load.tier).games
+    games, share = fit(demands, machine, goal)
+    asked = min(goal, len(demands))
+    differences = []
+    if games < asked:
+        reason = f"{machine.memory_bytes / 1e9:.1f} GB of memory available"
+        differences.append(Difference("load: tasks at once", asked, games, reason))
+    fitted = []
+    for demand in demands:
+        blocks = max(2, int(demand.blocks * share))
+        fitted.append(replace(demand, blocks=blocks))
+        if blocks < demand.blocks:
+            differences.append(_smaller_replay(effective, demand, blocks, games))
+    return with_replay(effective, differences), fitted, games
+
+
+def _smaller_replay(
+    effective: EffectiveConfig, demand: TaskDemand, blocks: int, games: int
+) -> Difference:
+    task = effective.config.tasks[demand.name]
+    return Difference(
+        f"tasks.{demand.name}.replay.capacity_transitions",
+        task.replay.capacity_transitions,
+        blocks * task.rollout.block_length,
+        f"{games} tasks at once share the memory that is available",
+    )
+
+
+@dataclass(frozen=True)
+class AddedTask:
+    """A task that may join a live run."""
+
+    config: TaskConfig
+    settings: dict[str, Any]
+    """The same as a mapping, which is kept with the run."""
+    spec: EnvironmentSpec
+    tracker_id: str
+
+
+def prepare_added(run_dir: Path, task: str, settings: Mapping[str, Any]) -> AddedTask:
+    """Settle one more task on this machine, with the run's first task for defaults.
+
+    Raises:
+      ConfigError: the settings, or the environment that they name, cannot be.
+      AdmissionError: it does not fit the machine beside what runs there already.
+    """
+    run = load_config(run_dir / "config.yaml")
+    tree = to_mapping(run)
+    defaults = next(iter(tree["tasks"].values())) | {"env": {}}
+    tree["tasks"] = {task: dict(settings)}
+    config = from_mapping(tree | {"defaults": defaults})
+    prepared = prepare(config)
+    added = prepared.effective.config.tasks[task]
+    plain = to_mapping(prepared.effective.config)["tasks"][task]
+    return AddedTask(added, plain, prepared.specs[task], uuid.uuid4().hex[:12])
+
+
+def with_added(config: RunConfig, tasks: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """A configuration with the tasks that came while the run was live."""
+    tree = to_mapping(config)
+    tree["tasks"] |= tasks
+    return from_mapping(tree)
+
+
+def at_load(config: TaskConfig, state: LoadState) -> TaskConfig:
+    """A task's configuration under a load: its environments and batch as the load has them."""
+    rollout = config.rollout
+    wanted = rollout.actors * rollout.environments
+    environments, batch = state.sizes(wanted, config.learner.batch)
+    each = max(1, environments // rollout.actors)
+    share = rollout.inference_batch / rollout.environments
+    return replace(
+        config,
+        rollout=replace(
+            rollout, environments=each, inference_batch=max(1, min(each, round(share * each)))
+        ),
+        learner=replace(config.learner, batch=batch),
+        evaluation=replace(config.evaluation, video=config.evaluation.video and not state.shed),
+    )
+
+
+def is_live_change(old: TaskConfig, new: TaskConfig) -> bool:
+    """Whether two configurations differ in nothing but what workers take live."""
+    for setting in LIVE:
+        group, _, name = setting.partition(".")
+        value = getattr(getattr(old, group), name)
+        new = replace(new, **{group: replace(getattr(new, group), **{name: value})})
+    return old == new
 
 
 def _why_not_resident(

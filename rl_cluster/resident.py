@@ -87,7 +87,7 @@ class ResidentBlocks(TransitionTable):
             self._frames = allocate((places * self._rows, *obs_shape), obs_dtype)
 
     def insert(self, block_id: int, block: Block) -> None:
-        """Hold a block: begin to copy its frames to the device; ids only grow.
+        """Hold a block: begin to copy its frames to the device; ids come in any order.
 
         Raises:
           ValueError: it was cut otherwise, or holds other frames, than was said.

@@ -6,9 +6,9 @@ goes on with those it has when there are none. Every row records the version tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,6 +54,16 @@ class RolloutSettings:
     """(num_envs,) final ε of each environment."""
     warm_up_env_steps: int
     exploration_env_steps: int
+
+
+@dataclass(frozen=True)
+class RolloutState:
+    """Everything that a rollout's next blocks follow from, between two calls of `collect`."""
+
+    values: dict[str, Any]
+    """JSON."""
+    arrays: dict[str, np.ndarray]
+    """By name."""
 
 
 class Rollout:
@@ -102,6 +112,54 @@ class Rollout:
             self._step()
         blocks, self._sealed = self._sealed[:num_blocks], self._sealed[num_blocks:]
         return blocks, CollectReport(tuple(self._games), float(self._epsilon.mean()))
+
+    def explore(self, ladder: np.ndarray) -> None:
+        """Take (num_envs,) other final ε from the next `collect` on."""
+        self._settings = replace(self._settings, ladder=ladder)
+
+    def state(self) -> RolloutState:
+        """What an exact resume needs: games, stacks, rows not yet sealed, weights, random draws.
+
+        Raises:
+          NotImplementedError: the environment cannot save its games; a resume starts new ones.
+        """
+        arrays = {f"env.{name}": array for name, array in self._env.state().items()}
+        counters = []
+        for i, builder in enumerate(self._builders):
+            own, rows = builder.state()
+            counters.append(own)
+            arrays |= {f"builder.{i}.{name}": array for name, array in rows.items()}
+        sealed = []
+        for i, block in enumerate(self._sealed):
+            fields = vars(block).items()
+            sealed.append({k: v for k, v in fields if not isinstance(v, np.ndarray)})
+            arrays |= {f"sealed.{i}.{k}": v for k, v in fields if isinstance(v, np.ndarray)}
+        arrays |= {"stacks": self._stacks.stacks.copy(), "weights": self._policy.weights()}
+        arrays |= {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
+        values = {"builders": counters, "sealed": sealed, "version": self._version}
+        return RolloutState({**values, "rng": self._rng.bit_generator.state}, arrays)
+
+    def restore(self, state: RolloutState) -> None:
+        """Go on as the rollout that `state` was taken from, made with the same settings.
+
+        Raises:
+          NotImplementedError: the environment cannot go on with saved games.
+        """
+        values, arrays = state.values, state.arrays
+        self._env.restore(_below("env", arrays))
+        for i, (builder, counters) in enumerate(
+            zip(self._builders, values["builders"], strict=True)
+        ):
+            builder.restore(counters, _below(f"builder.{i}", arrays))
+        self._sealed = [
+            Block(**{**fields, **_below(f"sealed.{i}", arrays)})
+            for i, fields in enumerate(values["sealed"])
+        ]
+        self._stacks.stacks[:] = arrays["stacks"]
+        self._returns[:], self._lengths[:] = arrays["returns"], arrays["lengths"]
+        self._policy.load(arrays["weights"])
+        self._version = int(values["version"])
+        self._rng.bit_generator.state = values["rng"]
 
     def _step(self) -> None:
         steps = self._env.recv()
@@ -154,3 +212,9 @@ class Rollout:
             tail=settings.n_step,
             first_length=max(1, settings.block_length * (env_id + 1) // num_envs),
         )
+
+
+def _below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is named `prefix.…`, by the rest of its name."""
+    start = f"{prefix}."
+    return {name[len(start) :]: a for name, a in arrays.items() if name.startswith(start)}

@@ -1,8 +1,8 @@
 """The run directory: made once, written by one process, found again by `--resume`.
 
-Invariant: a directory has at most one writer, which holds its lock; the kernel lets go of the lock
-however that writer dies. Nothing in a directory that is already a run is overwritten without
-resume.
+Invariant: a directory has at most one keeper, which holds its lock; the kernel lets go of the lock
+however that keeper dies, and while its cluster lives on, only an heir of it may come. Nothing in a
+directory that is already a run is overwritten without resume.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import IO
 
 from rl_cluster.config import RunConfig
 from rl_cluster.config_file import dump
+from rl_cluster.control import ProcessId
 from rl_cluster.effective import EffectiveConfig
 from rl_cluster.telemetry.summary import (
     Summary,
     read_summary,
-    write_summary,
     write_text_atomically,
 )
 
@@ -39,15 +39,22 @@ class ClusterAddress:
 
     address: str
     namespace: str
-    pid: int
+    daemons: tuple[ProcessId, ...]
+    """Processes of a cluster of the run's own, without any of which it is no more."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether all of its processes are there."""
+        return all(daemon.alive for daemon in self.daemons)
 
 
 class RunDirectory:
-    """A run's files, held by the process that writes them."""
+    """A run's files, held by the process that keeps the run."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock_fd: int | None = None) -> None:
+        """Name a directory; `lock_fd` is the lock that another process took and handed over."""
         self.path = path.absolute()
-        self._lock: IO[str] | None = None
+        self._lock: IO[str] | None = None if lock_fd is None else os.fdopen(lock_fd, "a+")
 
     @property
     def name(self) -> str:
@@ -66,7 +73,15 @@ class RunDirectory:
                 f"{self.path} holds no run to resume: name one with --run, or leave --resume out"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self.take_lock()
+        self.sign()
+        cluster = read_cluster(self.path)
+        if cluster is not None and cluster.daemons and cluster.alive:
+            self.release()
+            raise RunDirectoryError(
+                f"{self.path} is in use by the cluster at {cluster.address} (process "
+                f"{cluster.daemons[0].pid}): stop it with `rl-cluster stop`"
+            )
         if self._is_run and not resume:
             self.release()
             raise RunDirectoryError(
@@ -78,40 +93,63 @@ class RunDirectory:
     def _is_run(self) -> bool:
         return (self.path / "config.yaml").exists()
 
-    def _take_lock(self) -> None:
+    def take_lock(self) -> None:
+        """Hold the directory.
+
+        Raises:
+          RunDirectoryError: another process does.
+        """
         self._lock = (self.path / _LOCK).open("a+")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            self._lock = None
             raise RunDirectoryError(
-                f"{self.path} is in use by {self._lock.read().strip() or 'another process'}: "
-                "stop it with `rl-cluster stop`, or name another directory with --run"
+                f"{self.path} is in use by {holder}: stop it with `rl-cluster stop`, or name "
+                "another directory with --run"
             ) from None
+
+    def sign(self) -> None:
+        """Write into the lock who holds it."""
+        assert self._lock is not None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         self._lock.flush()
+
+    @property
+    def lock_fd(self) -> int:
+        """The lock, to be handed to a process that is started now."""
+        assert self._lock is not None
+        return self._lock.fileno()
+
+    def is_other(self, requested: RunConfig) -> bool:
+        """Whether the session before was of another configuration, or there was none."""
+        try:
+            return (self.path / "config.yaml").read_text(encoding="utf-8") != dump(requested)
+        except FileNotFoundError:
+            return True
 
     def write_configuration(self, requested: RunConfig, effective: EffectiveConfig) -> None:
         """Write config.yaml and effective.yaml."""
         write_text_atomically(self.path / "config.yaml", dump(requested))
         write_text_atomically(self.path / "effective.yaml", effective.dump())
 
-    def write_address(self, address: ClusterAddress) -> None:
+    def write_address(self, cluster: ClusterAddress) -> None:
         """Say where the run can be reached."""
-        write_text_atomically(self.path / _CLUSTER, json.dumps(asdict(address)))
+        write_text_atomically(self.path / _CLUSTER, json.dumps(asdict(cluster)))
 
-    def mark_failed(self) -> None:
-        """Let the summary say that the run failed, where one was written."""
-        summary = self.earlier_summary()
-        if summary is not None:
-            write_summary(self.path, {**summary, "state": "failed", "updated_at": time.time()})
+    def forget_address(self) -> None:
+        """The run cannot be reached any more, or not yet."""
+        (self.path / _CLUSTER).unlink(missing_ok=True)
 
     def release(self) -> None:
-        """The run is over: nobody can be reached, and the next writer may come."""
-        (self.path / _CLUSTER).unlink(missing_ok=True)
+        """Let the next writer come; a lock that was handed over stays with its heir."""
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
 
     def earlier_summary(self) -> Summary | None:
         """How the session before ended; None where there was none."""
@@ -121,20 +159,40 @@ class RunDirectory:
             return None
 
 
+def is_in_use(run_dir: Path) -> bool:
+    """Whether a process keeps the run, or its cluster is still there."""
+    try:
+        with (run_dir / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    cluster = read_cluster(run_dir)
+    return cluster is not None and bool(cluster.daemons) and cluster.alive
+
+
+def read_cluster(run_dir: Path) -> ClusterAddress | None:
+    """The cluster that a run last said that it is on; None where it is on none."""
+    try:
+        content = json.loads((run_dir / _CLUSTER).read_text())
+        daemons = tuple(ProcessId(**daemon) for daemon in content["daemons"])
+        return ClusterAddress(content["address"], content["namespace"], daemons)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_address(run_dir: Path) -> ClusterAddress:
     """Where a live run can be reached.
 
     Raises:
-      RunDirectoryError: the run is not live, or this is no run.
+      RunDirectoryError: the run is not live, is still starting, or this is no run.
     """
-    try:
-        address = ClusterAddress(**json.loads((run_dir / _CLUSTER).read_text()))
-        with (run_dir / _LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return address
-    except FileNotFoundError:
-        pass
+    cluster = read_cluster(run_dir)
+    if cluster is not None and is_in_use(run_dir):
+        return cluster
+    if is_in_use(run_dir):
+        raise RunDirectoryError(f"{run_dir} is starting: try again in a few seconds")
     raise RunDirectoryError(
         f"{run_dir} is not running now: `rl-cluster train CONFIG --resume --run {run_dir}` goes on "
         "with it"

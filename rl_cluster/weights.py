@@ -1,7 +1,7 @@
 """The newest weights of every task, by policy version.
 
-Invariant: versions only grow; an older or equal one is refused, so a learner that came back from
-the dead cannot roll acting back.
+Invariant: versions only grow; an older or equal one is refused, and so is any of a learner whose
+epoch is over: one that came back from the dead cannot roll acting back.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ class WeightStore(Generic[Payload]):
 
     def __init__(self) -> None:
         self._newest: dict[str, PublishedWeights[Payload]] = {}
+        self._epochs: dict[str, int] = {}
 
-    def publish(self, task: str, version: int, payload: Payload) -> bool:
-        """Keep a publication; False where a newer or equal version is there already."""
-        if version <= self.version(task):
+    def publish(self, task: str, epoch: int, version: int, payload: Payload) -> bool:
+        """Keep a publication; False where a newer version, or a newer learner, is there already."""
+        if version <= self.version(task) or epoch < self._epochs.get(task, 0):
             return False
+        self._epochs[task] = epoch
         self._newest[task] = PublishedWeights(version, payload)
         return True
 

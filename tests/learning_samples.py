@@ -51,12 +51,14 @@ def agent(
     seed: int = 0,
     hidden: int = 8,
     threads: int = 1,
+    micro_batch: int | None = None,
     **settings: object,
 ) -> DQN:
     """An agent whose parameters follow from `seed`."""
     torch.manual_seed(seed)
     chosen = replace(SETTINGS, **settings)  # type: ignore[arg-type]
-    return DQN(network(shape, hidden=hidden), network(shape, hidden=hidden), chosen, threads)
+    online, target = (network(shape, hidden=hidden) for _ in range(2))
+    return DQN(online, target, chosen, threads, micro_batch)
 
 
 def batch(seed: int, shape: tuple[int, ...] = VECTOR, size: int = 6) -> Batch:

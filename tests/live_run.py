@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from rl_cluster.control import RUN_MARK
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -53,8 +56,11 @@ class LiveRun:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes():
-            process.kill()
+        while found := self.processes():  # they bring each other back
+            for process in found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(found, timeout=1)
         self.process.wait()
         self._log.close()
 
@@ -81,17 +87,17 @@ class LiveRun:
         raise AssertionError(f"not within {timeout_s} s:\n{self.log()}")
 
     def processes(self, part: str = "") -> list[psutil.Process]:
-        """Processes of the run whose command line holds `part`."""
+        """Processes of the run, its driver's included, whose command line holds `part`."""
         found = []
         for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) == self.process.pid and part in " ".join(
-                    process.cmdline()
-                ):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                ours = process.pid == self.process.pid or (
+                    process.environ().get(RUN_MARK) == str(self.run_dir.absolute())
+                )
+                alive = process.status() != psutil.STATUS_ZOMBIE
+                if ours and alive and part in " ".join(process.cmdline()):
                     found.append(process)
-            except (psutil.NoSuchProcess, ProcessLookupError):
-                continue
-        return [p for p in found if p.status() != psutil.STATUS_ZOMBIE]
+        return found
 
     def interrupt(self, number: int = signal.SIGTERM) -> int:
         """Send a signal to the program and return its exit code."""

@@ -162,3 +162,43 @@ def streams(draw: st.DrawFn, env_id: int = 0) -> list[Row]:
         rows.append(Row(observation, action, reward, terminated, truncated, first, version))
         first = terminated or truncated
     return rows
+
+
+# Blocks that name themselves -----------------------------------------------------------------
+
+
+def numbered_block(
+    number: int, core: int = 4, obs_shape: tuple[int, ...] = (6, 5), dtype: str = "uint8"
+) -> Block:
+    """A block of a stack of 2 and n = 1 whose every array follows from `number`."""
+    rng = np.random.default_rng(number)
+    rows = core + 2
+    terminated = np.zeros(rows, np.bool_)
+    terminated[2] = number % 3 == 0
+    first = np.zeros(rows, np.bool_)
+    first[3] = terminated[2]
+    return Block(
+        f"env/{number % 5}",
+        number,
+        1,
+        core,
+        rng.integers(0, 256, (rows, *obs_shape)).astype(dtype),
+        rng.integers(0, 18, rows, dtype=np.int32),
+        rng.normal(size=rows).astype(np.float32),
+        terminated,
+        np.zeros(rows, np.bool_),
+        first,
+        np.full(rows, number, np.int32),
+    )
+
+
+def assert_same_block(found: Block, wanted: Block) -> None:
+    """Equal bit for bit, in value, shape and dtype."""
+    assert vars(found).keys() == vars(wanted).keys()
+    for name, value in vars(wanted).items():
+        other = getattr(found, name)
+        if isinstance(value, np.ndarray):
+            assert (other.dtype, other.shape) == (value.dtype, value.shape), name
+            assert other.tobytes() == np.ascontiguousarray(value).tobytes(), name
+        else:
+            assert other == value, name

@@ -12,13 +12,16 @@ import pytest
 import torch
 from learning_samples import IMAGE, SETTINGS, agent, assert_same, everything, network, transitions
 
-from rl_cluster.agents.captured import Captured, Inputs
+from rl_cluster.agents.captured import Captured, Inputs, Recorded
 from rl_cluster.agents.dqn import DQN, PendingUpdate, Transitions
 
 CPU = torch.device("cpu")
 
 
-def test_an_update_never_waits_for_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_an_update_never_waits_for_its_device(
+    monkeypatch: pytest.MonkeyPatch, micro_batch: int | None
+) -> None:
     """A meta tensor has a shape and no value: whoever asks for one, or mixes devices, fails."""
     seen: list[torch.device] = []
 
@@ -29,7 +32,7 @@ def test_an_update_never_waits_for_its_device(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch, "_fused_adam_", fused)  # it knows no meta tensors
     settings = SETTINGS.__class__(**{**vars(SETTINGS), "bfloat16": True})
-    dqn = DQN(network(IMAGE).to("meta"), network(IMAGE).to("meta"), settings)
+    dqn = DQN(network(IMAGE).to("meta"), network(IMAGE).to("meta"), settings, 1, micro_batch)
     on_meta = Transitions(*(t.to("meta") for t in vars(transitions(0, IMAGE)).values()))
     found = dqn._learn(on_meta)
     assert found.shape == (3 + 6,)
@@ -74,7 +77,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def stream(_: Any) -> Iterator[None]:
         yield
 
-    idle = SimpleNamespace(wait_stream=lambda other: None)
+    idle = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
     for name, fake in {
         "CUDAGraph": Graph,
         "graph": capture,
@@ -89,14 +92,15 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def captured(dqn: DQN, graphs: dict[str, Any]) -> Captured:
     """The agent's step as a graph whose replay writes where the capture wrote."""
     made = Captured(dqn._learn, CPU)
-    capture = made._capture
+    record = made._record
 
-    def capture_and_wire(batch: Transitions) -> Any:
-        graph = capture(batch)
-        graph.again = lambda: made._found.copy_(dqn._learn(made._inputs.batch))
-        return graph
+    def record_and_wire(batch: Transitions) -> Recorded:
+        recorded = record(batch)
+        graph: Any = recorded.graph
+        graph.again = lambda: recorded.found.copy_(dqn._learn(recorded.inputs.batch))
+        return recorded
 
-    made._capture = capture_and_wire  # type: ignore[method-assign]
+    made._record = record_and_wire  # type: ignore[method-assign]
     return made
 
 
@@ -113,11 +117,44 @@ def test_a_captured_agent_learns_as_one_that_is_not(graphs: dict[str, Any]) -> N
     assert graphs["modes"] == ["thread_local"]  # other threads take memory meanwhile
 
 
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_a_batch_of_another_size_is_captured_anew_and_learned_from_as_well(
+    graphs: dict[str, Any], micro_batch: int | None
+) -> None:
+    steady, own = (agent(IMAGE, micro_batch=micro_batch) for _ in range(2))
+    own._step = captured(own, graphs)
+    sizes = [6, 6, 9, 9, 3, 6]
+    for step, size in enumerate(sizes):
+        batch = transitions(step, IMAGE, size)
+        wanted, found = steady.update(batch, step), own.update(batch, step)
+        assert torch.equal(wanted.td_errors, found.td_errors)
+    assert_same(everything(own), everything(steady))
+    assert graphs["replays"] == len(sizes)
+    assert len(graphs["modes"]) == 4  # 6, 9, 3 and 6 again: one is held at a time
+
+
+def test_a_graph_that_found_no_memory_is_captured_at_the_next_call(graphs: dict[str, Any]) -> None:
+    steady, own = agent(IMAGE), agent(IMAGE)
+    own._step = captured(own, graphs)
+    record = own._step._record
+
+    def full(batch: Transitions) -> Recorded:
+        own._step._record = record  # type: ignore[method-assign, union-attr]
+        raise torch.OutOfMemoryError("device is full")
+
+    own._step._record = full  # type: ignore[method-assign]
+    with pytest.raises(torch.OutOfMemoryError):
+        own.update(transitions(0, IMAGE), 0)
+    for each in (own, steady):
+        each.update(transitions(0, IMAGE), 0)
+    assert_same(everything(own), everything(steady))
+
+
 def test_warming_up_and_capturing_change_nothing(graphs: dict[str, Any]) -> None:
     own = agent(IMAGE)
     before = everything(own)
     own.optimizer.learning_rate.fill_(1e-3)
-    captured(own, graphs)._capture(transitions(0, IMAGE))
+    captured(own, graphs)._record(transitions(0, IMAGE))
     assert_same(everything(own), before)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from learning_samples import (
     IMAGE,
     SETTINGS,
@@ -19,6 +22,7 @@ from learning_samples import (
     network,
     transitions,
 )
+from naive_replay import unhurried
 
 from rl_cluster.agents.dqn import DQN, SkippedBatch, Transitions, learning_rate
 
@@ -84,6 +88,9 @@ class Reference:
         {"schedule": "cosine"},
         {"threads": 2},
         {"threads": 3, "max_gradient_norm": 0.05},
+        {"micro_batch": 4},
+        {"micro_batch": 1, "max_gradient_norm": 0.05},
+        {"micro_batch": 4, "threads": 2},
     ],
     ids=str,
 )
@@ -134,6 +141,88 @@ def test_a_batch_smaller_than_the_team_is_learned_from_as_well() -> None:
     wanted, found = (dqn.update(transitions(0, size=2), 0) for dqn in (alone, together))
     torch.testing.assert_close(found.td_errors, wanted.td_errors)
     torch.testing.assert_close(together.online.vector, alone.online.vector)
+
+
+@given(
+    size=st.integers(1, 100),
+    micro_batch=st.integers(1, 110),
+    threads=st.sampled_from([1, 2]),
+    max_norm=st.sampled_from([0.05, 10.0]),
+    shape=st.sampled_from([IMAGE, VECTOR]),
+)
+@unhurried
+def test_an_update_in_many_passes_is_the_update_of_the_whole_batch(
+    size: int, micro_batch: int, threads: int, max_norm: float, shape: tuple[int, ...]
+) -> None:
+    whole = agent(shape, max_gradient_norm=max_norm)
+    parts = agent(shape, max_gradient_norm=max_norm, micro_batch=micro_batch, threads=threads)
+    for step in range(2):
+        batch = transitions(step, shape, size)
+        wanted, found = (dqn.update(batch, step) for dqn in (whole, parts))
+        torch.testing.assert_close(found.td_errors, wanted.td_errors)
+        assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
+        assert found.q_mean == pytest.approx(wanted.q_mean, rel=1e-4, abs=1e-6)
+        assert found.gradient_norm == pytest.approx(wanted.gradient_norm, rel=1e-4)
+    torch.testing.assert_close(parts.online.vector, whole.online.vector, rtol=1e-4, atol=2e-6)
+    assert parts.optimizer.steps.item() == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "micro_batch", "rows"),
+    [(6, None, [6]), (6, 6, [6]), (6, 9, [6]), (6, 3, [3, 3]), (7, 3, [3, 2, 2]), (5, 4, [3, 2])],
+)
+def test_no_pass_is_larger_than_was_said_and_none_is_needless(
+    size: int, micro_batch: int | None, rows: list[int]
+) -> None:
+    seen: list[int] = []
+    dqn = agent(micro_batch=micro_batch)
+    dqn.target.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    dqn.update(transitions(0, size=size), 0)
+    assert seen == rows
+
+
+def allocated_at_most(work: Callable[[], object]) -> int:
+    """Bytes that were allocated at once, at most, beyond those at the start."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        work()
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes))
+
+
+def test_the_memory_of_an_update_is_that_of_one_pass() -> None:
+    """Rows in a pass count, rows in the batch hardly: their TD errors are 4 bytes each."""
+    shape, peaks = (4, 36, 36), {}
+    for size, micro_batch in ((256, None), (256, 32), (32, None)):
+        dqn, batch = agent(shape, micro_batch=micro_batch), transitions(0, shape, size)
+        dqn.update(batch, 0)
+        peaks[size, micro_batch] = allocated_at_most(lambda: dqn.update(batch, 1))  # noqa: B023
+    assert peaks[256, None] > 4 * peaks[32, None]
+    assert peaks[256, 32] < 1.2 * peaks[32, None]
+
+
+def test_a_bad_row_in_any_pass_keeps_the_whole_batch_from_a_step() -> None:
+    dqn, untouched = agent(micro_batch=2), agent(micro_batch=2)
+    before = everything(dqn)
+    for row in range(6):
+        bad = transitions(1)
+        bad.r_t[row] = math.nan
+        with pytest.raises(SkippedBatch, match="loss nan"):
+            dqn.update(bad, 0)
+    assert_same(everything(dqn), before)
+    for each in (dqn, untouched):
+        each.update(transitions(2), 0)
+    assert_same(everything(dqn), everything(untouched))
+
+
+@pytest.mark.parametrize("target", ["period", "averaging"])
+def test_warming_up_learns_nothing(target: str) -> None:
+    dqn = agent(target=target, target_period=1, micro_batch=4)
+    dqn.update(transitions(0), 0)
+    before, batch, twin = everything(dqn), transitions(1), transitions(1)
+    dqn.warm_up(batch)
+    assert_same(everything(dqn), before)
+    assert torch.equal(batch.weights, twin.weights)
 
 
 def test_an_update_tells_what_it_found_before_it_moved() -> None:
@@ -240,9 +329,12 @@ def test_gradients_are_scaled_down_to_the_norm_allowed() -> None:
     assert clipped.optimizer.moments["exp_avg"].norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
 
 
+@pytest.mark.parametrize("micro_batch", [None, 16])
 @pytest.mark.parametrize("shape", [IMAGE, VECTOR])
-def test_bfloat16_moves_every_parameter_much_as_float32_does(shape: tuple[int, ...]) -> None:
-    exact, rounded = agent(shape), agent(shape, bfloat16=True)
+def test_bfloat16_moves_every_parameter_much_as_float32_does(
+    shape: tuple[int, ...], micro_batch: int | None
+) -> None:
+    exact, rounded = agent(shape), agent(shape, bfloat16=True, micro_batch=micro_batch)
     before = everything(rounded)
     wanted, found = (dqn.update(transitions(0, shape, 64), 0) for dqn in (exact, rounded))
     assert found.loss == pytest.approx(wanted.loss, rel=0.02)

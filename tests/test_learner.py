@@ -84,6 +84,73 @@ def test_a_report_tells_the_learning_rate_of_its_own_step() -> None:
     assert own.agent.optimizer.learning_rate.item() == pytest.approx(rates[-1])
 
 
+def test_a_changed_learning_rate_holds_from_the_next_step_and_its_schedule_goes_on() -> None:
+    own = learner(agent(schedule="step", schedule_updates=2))
+    alone = agent(schedule="step", schedule_updates=2)
+    rates = []
+    for step in range(6):
+        if step == 3:
+            own.change(LearnerConfig(learning_rate=5e-3, publish_period=3))
+            alone.settings = replace(alone.settings, learning_rate=5e-3)
+        (report,) = own.step(batch(step))
+        alone.update(transitions(step), step)
+        rates.append(report.learning_rate)
+        assert own.agent.optimizer.learning_rate.item() == pytest.approx(report.learning_rate)
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 5e-4, 5e-5, 5e-5])
+    assert_same(everything(own.agent), everything(alone))
+
+
+def test_steps_under_way_at_a_change_are_reported_with_the_rate_they_were_taken_at() -> None:
+    own = learner()
+    own.steps_ahead = 2
+    for step in range(2):
+        own.step(batch(step))
+    own.change(LearnerConfig(learning_rate=5e-3))
+    found = [*own.step(batch(2)), *own.finish()]
+    assert [report.learning_rate for report in found] == pytest.approx([1e-3, 1e-3, 5e-3])
+
+
+def test_a_changed_period_of_publication_holds_from_the_next_step() -> None:
+    published: Published = []
+    own = learner(publish_period=100, published=published)
+    for step in range(3):
+        own.step(batch(step))
+    own.change(LearnerConfig(publish_period=2))
+    versions = []
+    for step in range(3, 8):
+        own.step(batch(step))
+        versions.append(own.counters.policy_version)
+    assert versions == [0, 0, 1, 1, 2]
+    assert [version for version, _ in published] == [0, 1, 2]
+
+
+def test_what_was_changed_survives_a_resume_with_the_changed_configuration(tmp_path: Path) -> None:
+    store, steady = CheckpointStore(tmp_path, keep=1), learner()
+    changed = LearnerConfig(learning_rate=5e-3, publish_period=2)
+    steady.step(batch(0))
+    steady.change(changed)
+    steady.step(batch(1))
+    path = store.save(steady.checkpoint({}))
+    resumed = learner(agent(seed=5, learning_rate=changed.learning_rate), changed.publish_period)
+    resumed.restore(store.load(path))
+    for step in range(2, 5):
+        (wanted,), (found,) = steady.step(batch(step)), resumed.step(batch(step))
+        assert found.learning_rate == wanted.learning_rate
+    assert_same(everything(resumed.agent), everything(steady.agent))
+    assert resumed.counters == steady.counters
+
+
+def test_a_learner_takes_batches_of_any_size_in_turn() -> None:
+    own, alone = learner(agent(micro_batch=4)), agent(micro_batch=4)
+    sizes = [6, 3, 12, 1]
+    for step, size in enumerate(sizes):
+        (report,) = own.step(batch(step, size=size))
+        alone.update(transitions(step, size=size), step)
+        assert report.td_errors is not None and len(report.td_errors) == size
+    assert own.counters.samples == sum(sizes)
+    assert_same(everything(own.agent), everything(alone))
+
+
 def test_versions_grow_by_one_each_period() -> None:
     published: Published = []
     own = learner(publish_period=3, published=published)
@@ -285,6 +352,11 @@ def test_an_agent_is_built_as_it_is_configured() -> None:
     assert built.settings == wanted
     assert built.online.network(torch.zeros(1, *VECTOR)).shape == (1, 3)
     assert build_agent(config, replace(how, precision="bfloat16"), SPEC, CPU).settings.bfloat16
+    seen: list[int] = []
+    in_passes = build_agent(config, replace(how, micro_batch=4), SPEC, CPU)
+    in_passes.online.network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    in_passes.warm_up(transitions(0))
+    assert max(seen) == 3 and len(seen) == 2
 
 
 def test_the_same_seed_gives_the_same_parameters() -> None:

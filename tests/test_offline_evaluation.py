@@ -182,7 +182,7 @@ def test_an_evaluator_refuses_weights_that_do_not_fit() -> None:
     task = CONFIG.tasks["Catch"]
     task = replace(task, env=replace(task.env, name="Catch"))
     env = make_environment(task.env, num_envs=1)
-    evaluator = Evaluator(task, spec_of(env))
+    evaluator = Evaluator(task, spec_of(env), progress=lambda: None)
     env.close()
     agent = replace(task.agent, hidden=9)
     other = learner(replace(CONFIG, tasks={"Catch": replace(task, agent=agent)}))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -48,6 +51,14 @@ class System:
         self.limiter.sample(self.batch)
         return True
 
+    def follow(self, schedule: Iterable[tuple[int, float]]) -> None:
+        """Give turns to a collector, or to the sampler (-1), and share of a chunk to bring."""
+        for who, share in schedule:
+            if who < 0:
+                self.draw()
+            else:
+                self.turn(who % self.collectors, max(1, int(share * self.chunk)))
+
     def check(self) -> None:
         """The limiter's invariant."""
         balance = self.limiter.balance
@@ -59,6 +70,12 @@ class System:
             assert 0 - ROUNDING <= owed <= self.slack + ROUNDING
         else:
             assert self.limiter.samples == 0 and self.limiter.actual is None
+
+    def change(self, samples_per_insert: float, batch: int) -> None:
+        """Another ratio and batch, as a person asks for them in the middle of a run."""
+        self.samples_per_insert, self.batch = samples_per_insert, batch
+        self.slack = (self.collectors + 1) * self.chunk * samples_per_insert + 4 * batch
+        self.limiter.change(samples_per_insert, self.slack, len(self.busy) * self.chunk)
 
 
 systems = st.builds(
@@ -79,11 +96,8 @@ schedules = st.lists(st.tuples(who, part), min_size=40, max_size=200)
 def test_whatever_the_schedule_samples_stay_within_slack_of_inserts(
     system: System, schedule: list[tuple[int, float]]
 ) -> None:
-    for collector, share in schedule:
-        if collector < 0:
-            system.draw()
-        else:
-            system.turn(collector % system.collectors, max(1, int(share * system.chunk)))
+    for turn in schedule:
+        system.follow([turn])
         system.check()
 
 
@@ -92,11 +106,7 @@ def test_whatever_the_schedule_samples_stay_within_slack_of_inserts(
 def test_while_both_sides_keep_asking_something_always_happens_and_both_get_on(
     system: System, schedule: list[tuple[int, float]]
 ) -> None:
-    for collector, share in schedule:
-        if collector < 0:
-            system.draw()
-        else:
-            system.turn(collector % system.collectors, max(1, int(share * system.chunk)))
+    system.follow(schedule)
     limiter = system.limiter
     for _ in range(3):
         inserts, samples = limiter.inserts, limiter.samples
@@ -143,3 +153,117 @@ def test_collection_waits_for_a_learner_that_lags() -> None:
     limiter.sample(32)
     assert limiter.may_insert(4) and not limiter.may_insert(5)
     assert limiter.actual == 32 / 50
+
+
+class Ledger:
+    """The balance written out: every insert and sample is entered at the ratio of its day."""
+
+    def __init__(self, system: System) -> None:
+        self.system, self.owed = system, 0.0
+        self.seen = 0, 0
+
+    def enter(self) -> None:
+        """What was inserted and sampled since the last entry."""
+        limiter = self.system.limiter
+        inserts = max(0, limiter.inserts - self.system.min_transitions)
+        new, drawn = inserts - self.seen[0], limiter.samples - self.seen[1]
+        self.owed += new * self.system.samples_per_insert - drawn
+        self.seen = inserts, limiter.samples
+
+    def forgive(self) -> None:
+        """What the new slack has no room for."""
+        system = self.system
+        coming = len(system.busy) * system.chunk * system.samples_per_insert
+        self.owed = min(self.owed, system.slack - coming)
+
+
+ratios = st.sampled_from([0.1, 0.25, 1.0, 3.7, 8.0, 32.0])
+changes = st.builds(lambda ratio, batch: (ratio, batch), ratios, st.integers(1, 64))
+turns = st.tuples(who, part)
+
+
+@given(systems, st.lists(st.one_of(turns, turns, turns, st.tuples(changes)), min_size=20))
+@unhurried
+def test_a_changed_ratio_holds_from_then_on_and_charges_neither_side_for_the_past(
+    system: System, schedule: list[tuple[Any, ...]]
+) -> None:
+    ledger = Ledger(system)
+    for event in schedule:
+        if len(event) == 1:
+            system.change(*event[0])
+            ledger.forgive()
+        else:
+            system.follow([event])
+        ledger.enter()
+        limiter = system.limiter
+        assert limiter.balance <= system.slack + ROUNDING
+        if limiter.warm:
+            assert -ROUNDING <= limiter.balance == pytest.approx(ledger.owed, abs=1e-6)
+        else:
+            assert limiter.samples == 0
+
+
+@given(systems, schedules, changes)
+@unhurried
+def test_after_a_change_both_sides_get_on(
+    system: System, schedule: list[tuple[int, float]], change: tuple[float, int]
+) -> None:
+    system.follow(schedule)
+    system.change(*change)
+    limiter = system.limiter
+    inserts, samples, rounds = limiter.inserts, limiter.samples, 0
+    while limiter.inserts == inserts or limiter.samples == samples:
+        happened = [system.turn(i, system.chunk) for i in range(system.collectors)]
+        assert any([*happened, system.draw()]), "neither side may go on"
+        rounds += 1
+        assert rounds < 10_000, "one side starves"
+
+
+def test_a_tenfold_ratio_owes_nothing_for_a_million_earlier_inserts() -> None:
+    limiter = RateLimiter(samples_per_insert=1, min_transitions=100, slack_samples=400)
+    limiter.insert(1_000_100)
+    limiter.sample(999_800)
+    limiter.change(10, 4_000, inserts_under_way=0)
+    assert limiter.balance == 200
+    assert limiter.actual is None
+    limiter.insert(10)
+    limiter.sample(100)
+    assert limiter.balance == 200
+    assert limiter.actual == 10
+    limiter.change(0.1, 50, inserts_under_way=100)
+    assert limiter.balance == 40  # and the 10 of those that come
+
+
+def test_a_change_before_the_first_sample_moves_nothing_but_the_ratio() -> None:
+    limiter = RateLimiter(samples_per_insert=8, min_transitions=100, slack_samples=400)
+    limiter.insert(50)
+    limiter.change(2, 100, inserts_under_way=10)
+    assert not limiter.warm and limiter.actual is None
+    limiter.insert(60)
+    assert limiter.balance == 20
+
+
+@given(systems, schedules, changes, schedules)
+@unhurried
+def test_a_restored_limiter_decides_as_the_one_it_was_saved_from(
+    system: System,
+    before: list[tuple[int, float]],
+    change: tuple[float, int],
+    after: list[tuple[int, float]],
+) -> None:
+    system.follow(before)
+    system.change(*change)
+    state = json.loads(json.dumps(system.limiter.state()))
+    other = RateLimiter(system.samples_per_insert, system.min_transitions, system.slack)
+    other.restore(state)
+    for collector, share in after:
+        wanted = system.limiter
+        assert (other.warm, other.balance, other.actual) == (
+            wanted.warm, wanted.balance, wanted.actual
+        )  # fmt: skip
+        transitions = max(1, int(share * system.chunk))
+        for each in (wanted, other):
+            if collector < 0 and each.may_sample(transitions):
+                each.sample(transitions)
+            elif each.may_insert(transitions):
+                each.insert(transitions)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rl_cluster.cluster.messages import SampleReply, SampleRequest
+from rl_cluster.cluster.messages import ReplayState, SampleReply, SampleRequest
 from rl_cluster.cluster.replay_actor import ReplayActor
+from rl_cluster.cluster.replay_journal import BlockBack
 from rl_cluster.config import LearnerConfig, ReplayConfig, RolloutConfig, TaskConfig
 from rl_cluster.replay.block import BlockInfo
 from rl_cluster.rollout import CollectReport
@@ -37,8 +39,8 @@ def insert(replay: ReplayActor, blocks: int) -> None:
     replay._take(infos, refs, CollectReport((), 0.1))
 
 
-def request(known_block_id: int = -1, batches: int = 1) -> SampleRequest:
-    return SampleRequest(known_block_id, 0, 0, batches, ())
+def request(known_arrival: int = -1, batches: int = 1) -> SampleRequest:
+    return SampleRequest(known_arrival, 0, 0, batches, ())
 
 
 def test_a_call_waits_for_the_samples_that_the_ratio_owes() -> None:
@@ -53,7 +55,7 @@ def test_a_call_waits_for_the_samples_that_the_ratio_owes() -> None:
 
     reply = asyncio.run(scenario())
     assert len(reply.samples) == 1
-    assert [block_id for block_id, _ in reply.new_blocks] == [0, 1, 2]
+    assert [block_id for _, block_id, _ in reply.new_blocks] == [0, 1, 2]
 
 
 def test_a_call_is_answered_without_samples_when_none_come() -> None:
@@ -105,5 +107,105 @@ def test_blocks_that_went_are_not_named_any_more() -> None:
 
     reply = asyncio.run(scenario())
     assert reply.oldest_block_id == 4
-    assert [block_id for block_id, _ in reply.new_blocks] == [4, 5, 6, 7, 8]
+    assert [block_id for _, block_id, _ in reply.new_blocks] == [4, 5, 6, 7, 8]
     assert {int(i) for sample in reply.samples for i in sample.block_ids} <= set(range(4, 9))
+
+
+def come_back(replay: ReplayActor, block_id: int) -> bool:
+    """As when the journal brings a block back."""
+    starts, versions = np.ones(LENGTH, np.bool_), np.zeros(LENGTH, np.int32)
+    ref: Any = object()
+    return replay._take_back(
+        BlockBack(block_id, BlockInfo("env", 0, "uint8[2]", starts, versions, 10), ref)
+    )
+
+
+def state_of(replay: ReplayActor) -> ReplayState:
+    return asyncio.run(replay.state())
+
+
+def attached(next_block_id: int, capacity: int = 40, **counters: Any) -> ReplayActor:
+    """A replay that goes on from a checkpoint."""
+    replay = actor(capacity)
+    saved = state_of(replay)
+    counters = saved.counters | {"next_block_id": next_block_id} | counters
+    asyncio.run(replay.attach(replace(saved, counters=counters)))
+    return replay
+
+
+def test_ids_go_on_above_those_that_a_checkpoint_names() -> None:
+    """Its priorities are those of other blocks, though a crash took these from the journal."""
+    replay = attached(next_block_id=30)
+    insert(replay, 1)
+    reply = asyncio.run(replay.sample(request()))
+    assert [block_id for _, block_id, _ in reply.new_blocks] == [30]
+
+
+def test_a_checkpoint_from_before_there_was_a_journal_goes_on() -> None:
+    replay = actor()
+    saved = state_of(replay)
+    counters = {name: value for name, value in saved.counters.items() if name != "next_block_id"}
+    asyncio.run(replay.attach(replace(saved, counters=counters | {"env_steps": 77})))
+    assert asyncio.run(replay.status()).env_steps == 77
+
+
+def test_every_block_is_named_once_in_the_order_it_came_older_ones_too() -> None:
+    async def scenario() -> list[tuple[int, ...]]:
+        replay, told, known = attached_to_be(), [], -1
+        for event in ("new", "old", "old", "new", "old", "new"):
+            if event == "new":
+                insert(replay, 1)
+            else:
+                assert come_back(replay, next(older))
+            reply = await replay.sample(request(known, batches=0))
+            known = reply.new_blocks[-1][0]
+            told.append(tuple(block_id for _, block_id, _ in reply.new_blocks))
+        everything = await replay.sample(request(-1, batches=0))  # a replaced learner's first
+        told.append(tuple(block_id for _, block_id, _ in everything.new_blocks))
+        return told
+
+    def attached_to_be() -> ReplayActor:
+        replay = actor()
+        replay._next_block_id = 20
+        replay._limiter.insert(1_000)
+        return replay
+
+    older = iter((19, 18, 16))
+    told = asyncio.run(scenario())
+    assert told == [(20,), (19,), (18,), (21,), (16,), (22,), (20, 19, 18, 21, 16, 22)]
+
+
+def test_a_block_that_comes_back_is_no_insert_but_warms_up() -> None:
+    replay = attached(next_block_id=20, env_steps=500)
+    assert come_back(replay, 19)
+    status = asyncio.run(replay.status())
+    assert (status.env_steps, status.transitions, status.restored_blocks) == (500, LENGTH, 1)
+    assert status.warm
+    for block_id in (18, 17, 16):
+        come_back(replay, block_id)
+    assert asyncio.run(replay.sample(request())).samples == ()  # nothing is owed for them
+    insert(replay, 2)
+    assert len(asyncio.run(replay.sample(request())).samples) == 1
+    assert asyncio.run(replay.status()).env_steps == 500 + 2 * LENGTH
+
+
+def test_what_lets_go_never_names_a_block_that_still_comes_back() -> None:
+    replay = attached(next_block_id=20, capacity=5 * LENGTH)
+    insert(replay, 1)
+    first = asyncio.run(replay.sample(request(batches=0)))
+    assert come_back(replay, 17)
+    assert first.oldest_block_id <= 17
+    assert not come_back(replay, 15)
+    insert(replay, 4)
+    later = asyncio.run(replay.sample(request(batches=0)))
+    assert later.oldest_block_id == 20
+    assert [block_id for _, block_id, _ in later.new_blocks] == [20, 21, 22, 23, 24]
+
+
+def test_without_a_journal_a_checkpoint_keeps_no_priorities() -> None:
+    replay = actor()
+    insert(replay, 3)
+    state = state_of(replay)
+    assert len(state.block_ids) == len(state.priorities) == 0
+    assert asyncio.run(replay.flush(1.0))
+    assert asyncio.run(replay.status()).journal_state == "off"

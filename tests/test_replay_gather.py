@@ -236,6 +236,32 @@ def test_many_blocks_come_and_go_and_each_keeps_its_own_numbers() -> None:
     assert batch.a_tm1.tolist() == [block_id + row for block_id, row in places]
 
 
+@given(st.permutations(range(12)), st.lists(st.integers(0, 12), max_size=4))
+@unhurried
+def test_blocks_may_arrive_in_any_order_and_the_oldest_ids_go(
+    order: list[int], discards: list[int]
+) -> None:
+    """As when a journal brings older ones back beside new ones."""
+    _, replay = some_batch()
+    block, mapped = replay.blocks[0], MappedBlocks(TransitionRule(2, 1, 0.9, None), 6)
+    held: set[int] = set()
+    for k, block_id in enumerate(order):
+        mapped.insert(block_id, dataclasses.replace(block, actions=block.actions + block_id))
+        held.add(block_id)
+        if k % 3 == 2 and discards:
+            below = discards.pop()
+            mapped.discard(below)
+            held = {i for i in held if i >= below}
+        assert len(mapped) == len(held)
+        places = [(i, row) for i in sorted(held) for row in range(6)]
+        if places:
+            batch = mapped.gather(sample_of(places), BatchRing(1))
+            assert batch.a_tm1.tolist() == [i + row for i, row in places]
+        for gone in set(order[: k + 1]) - held:
+            with pytest.raises(KeyError):
+                mapped.gather(sample_of([(gone, 0)]), BatchRing(1))
+
+
 def test_a_ring_s_batches_stay_whole_until_their_turn_comes_again() -> None:
     _, replay = some_batch()
     ring, picked = BatchRing(3), sample_of(replay.places)

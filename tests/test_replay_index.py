@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from naive_replay import unhurried
@@ -192,6 +192,130 @@ def test_a_restored_index_continues_the_same_draws() -> None:
     assert first.state() == second.state()
 
 
+# Restoring -----------------------------------------------------------------------------------
+
+
+def restored(
+    index: ReplayIndex, infos: dict[int, BlockInfo], capacity: int, seed: int = 77
+) -> ReplayIndex:
+    """An index with the same state, whose blocks come back newest first."""
+    ids, values = index.priorities()
+    saved = dict(zip(ids.tolist(), values, strict=True))
+    other = ReplayIndex(capacity, LENGTH, EXPONENT, np.random.default_rng(seed))
+    other.restore(json.loads(json.dumps(index.state())))
+    for block_id in sorted(saved, reverse=True):
+        info = infos[block_id]
+        assert other.prepend(block_id, info, saved[block_id][: len(info.starts)])
+    return other
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(0, 2**32),
+    st.lists(st.lists(st.booleans(), min_size=1, max_size=LENGTH), min_size=1, max_size=30),
+    st.integers(0, 1_000),
+)
+@settings(unhurried, max_examples=80)
+def test_a_restored_index_draws_what_the_saved_one_would_have_drawn(
+    capacity: int, seed: int, blocks: list[list[bool]], first_id: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    index = ReplayIndex(capacity, LENGTH, EXPONENT, np.random.default_rng(seed + 1))
+    infos = {first_id + i: info_of(starts, i) for i, starts in enumerate(blocks)}
+    for block_id, info in infos.items():
+        index.insert(block_id, info)
+        if index.transitions:
+            sample = index.sample(9, 0.4)
+            index.update_priorities(sample, rng.normal(scale=3, size=9).astype(np.float32))
+    twin = restored(index, infos, capacity)
+    twin.check_valid()
+    assert (twin.transitions, twin.nbytes, twin.fill) == (
+        index.transitions,
+        index.nbytes,
+        index.fill,
+    )
+    assert twin.inserted_transitions == 0
+    for each, other in zip(index.priorities(), twin.priorities(), strict=True):
+        np.testing.assert_array_equal(each, other)
+    for more in range(2 * index.places):
+        if index.transitions:
+            one, same = index.sample(16, 0.5), twin.sample(16, 0.5)
+            for name in ("block_ids", "rows", "weights"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(same, name))
+            np.testing.assert_array_equal(index.ages(one), twin.ages(same))
+            errors = rng.normal(size=16).astype(np.float32)
+            index.update_priorities(one, errors)
+            twin.update_priorities(same, errors)
+        block_id = first_id + len(blocks) + more
+        info = info_of([True] * LENGTH)
+        assert index.insert(block_id, info) == twin.insert(block_id, info)
+    assert index.state() == twin.state()
+
+
+def test_blocks_without_saved_priorities_get_the_greatest_seen() -> None:
+    index = index_of(0)
+    index.restore(index.state() | {"max_priority": 7.0})
+    index.prepend(5, info_of([True, False, True]), None)
+    assert index.priorities()[1].tolist() == [[7.0, 0.0, 7.0, 0.0]]
+
+
+def test_restoring_goes_on_beside_new_blocks_and_pushes_none_of_them_out() -> None:
+    index = index_of(0, capacity=20)  # five places
+    assert index.insert(100, info_of([True] * LENGTH)) is None
+    assert index.prepend(99, info_of([True] * LENGTH), None)
+    assert index.insert(101, info_of([True] * LENGTH)) is None
+    assert index.prepend(97, info_of([True] * LENGTH), None)  # 98 was damaged
+    assert not index.prepend(96, info_of([True] * LENGTH), None)
+    assert index.fill == 0.8
+    assert index.insert(102, info_of([True] * LENGTH)) == 97
+    assert index.insert(103, info_of([True] * LENGTH)) is None  # 98 would have gone
+    assert index.priorities()[0].tolist() == [99, 100, 101, 102, 103]
+    assert index.inserted_transitions == 16
+    index.check_valid()
+
+
+def test_a_jump_of_ids_lets_all_go_that_are_too_far_behind() -> None:
+    index = index_of(blocks=5, capacity=20)
+    assert index.insert(7, info_of([True] * LENGTH)) == 2
+    assert index.priorities()[0].tolist() == [3, 4, 7]
+    assert index.insert(1_000, info_of([True])) == 7
+    index.check_valid()
+
+
+def test_ages_of_restored_blocks_count_what_came_after_them() -> None:
+    index = index_of(0, capacity=20)
+    for block_id in (9, 8):
+        index.prepend(block_id, info_of([True] * LENGTH), None)
+    index.insert(10, info_of([True] * LENGTH))
+    blocks = Sample(np.array([8, 9, 10]), np.zeros(3, np.int64), np.ones(3, np.float32))
+    assert index.ages(blocks).tolist() == [12, 8, 4]
+
+
+@pytest.mark.parametrize("block_id", [5, 6])
+def test_what_is_prepended_must_be_older(block_id: int) -> None:
+    index = index_of(0)
+    index.insert(5, info_of([True]))
+    with pytest.raises(ValueError, match=f"{block_id} is not below 5"):
+        index.prepend(block_id, info_of([True]), None)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+def test_a_saved_priority_that_is_none_changes_nothing(bad: float) -> None:
+    index = index_of(0)
+    index.insert(5, info_of([True]))
+    with pytest.raises(ValueError, match="finite and not negative"):
+        index.prepend(4, info_of([True, True]), np.array([1.0, bad], np.float32))
+    assert (index.transitions, index.priorities()[0].tolist()) == (1, [5])
+    index.check_valid()
+
+
+def test_ids_that_do_not_grow_are_refused() -> None:
+    index = index_of(blocks=3)
+    with pytest.raises(ValueError, match="block id 2 is not above 2"):
+        index.insert(2, info_of([True]))
+    index.check_valid()
+
+
 # Any order of operations ---------------------------------------------------------------------
 
 
@@ -217,11 +341,20 @@ class AnyOrder(RuleBasedStateMachine):
         assert evicted == expected
         if evicted is not None:
             del self.priorities[evicted], self.infos[evicted]
-        self.priorities[self.next_id] = np.array(starts) * self.greatest
+        self.priorities[self.next_id] = np.array(starts) * np.float32(self.greatest)
         self.infos[self.next_id] = info
         self.born[self.next_id] = self.inserted
         self.inserted += sum(starts)
         self.next_id += 1
+
+    @precondition(lambda self: self.priorities)
+    @rule()
+    def come_back(self) -> None:
+        """As a resume restores it: all blocks again, with their priorities and ages."""
+        ages = {block: self.inserted - born for block, born in self.born.items()}
+        self.index = restored(self.index, self.infos, self.places * LENGTH)
+        self.inserted = 0
+        self.born = {block: -age for block, age in ages.items()}
 
     @precondition(lambda self: self.total > 0)
     @rule(size=st.integers(1, 12), beta=st.sampled_from([0.0, 0.5, 1.0]))

@@ -138,6 +138,20 @@ def test_a_place_in_a_block_that_has_gone_is_an_error() -> None:
         held.gather(sample_of([(0, 0)]), BatchRing(1, on_device(CPU)))
 
 
+def test_older_blocks_may_come_later_and_go_first() -> None:
+    blocks = frames(40)
+    held = empty(RULE, 6, 3, blocks[0])
+    for block_id in (5, 3, 4):
+        held.insert(block_id, blocks[block_id])
+    batch = held.gather(sample_of([(3, 0), (4, 0), (5, 0)]), BatchRing(1, on_device(CPU)))
+    assert batch.s_tm1[:, -1, 0, 0].tolist() == [18, 24, 30]
+    held.discard(5)
+    assert len(held) == 1
+    held.insert(2, blocks[2])
+    batch = held.gather(sample_of([(2, 0), (5, 0)]), BatchRing(1, on_device(CPU)))
+    assert batch.s_tm1[:, -1, 0, 0].tolist() == [12, 30]
+
+
 def test_more_blocks_than_places_are_refused_and_change_nothing() -> None:
     blocks = frames(40)
     held = resident(blocks[:4], places=4)

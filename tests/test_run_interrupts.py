@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from live_run import EXPERIMENTS, LiveRun, command, lines
 
+from rl_cluster.control import Control
+
 INTERRUPTS = int(os.environ.get("RL_CLUSTER_INTERRUPTS", "5"))
 """Random signals in a row; the bar is 20 (`RL_CLUSTER_INTERRUPTS=20`), which takes five minutes."""
 SETTINGS = ("max_seconds=600", "defaults.checkpoint.period_s=3", "defaults.evaluation.period_s=4")
@@ -90,7 +92,9 @@ def test_a_run_is_driven_from_another_process(tmp_path: Path) -> None:
     with LiveRun(CATCH, tmp_path / "run", *SETTINGS) as run:
         run.wait_for(lambda s: s["tasks"]["Catch"]["learner_updates"] > 50, 60)
         second = command("train", CATCH, "--run", run.run_dir, "--resume")
-        assert second.returncode == 2 and str(run.process.pid) in second.stderr
+        keeper = Control(run.run_dir).signed("keeper")
+        assert keeper is not None
+        assert second.returncode == 2 and str(keeper.pid) in second.stderr
         assert command("pause", run.run_dir, "Catch").returncode == 0
         paused = run.wait_for(lambda s: s["tasks"]["Catch"]["state"] == "paused", 20)
         time.sleep(3)

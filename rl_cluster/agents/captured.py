@@ -8,6 +8,7 @@ is needed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +47,10 @@ class Inputs:
         )
         """The batch that was copied last."""
 
+    def fit(self, batch: Transitions) -> bool:
+        """Whether a batch has the shapes that this memory was made for."""
+        return all(getattr(self.batch, name).shape == t.shape for name, t in vars(batch).items())
+
     def take(self, batch: Transitions) -> None:
         """Copy a batch in, on the present stream and without waiting."""
         few = torch.cat([getattr(batch, name).view(torch.uint8) for name in self._few])
@@ -58,11 +63,21 @@ class Inputs:
                 getattr(self.batch, name).copy_(tensor, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """A graph, and the memory that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Inputs
+    found: Tensor
+
+
 class Captured:
     """A step captured at its first call and replayed from then on (CUDA graphs).
 
     Launching some hundred small kernels one by one takes longer than they run; one graph is one
-    launch. Batches of another size than the first are an error.
+    launch. A batch of another size than the last is captured anew: that takes a second, so sizes
+    should change seldom.
 
     Args:
       step: reads a batch, changes state, returns a tensor; must not wait for the device, and a
@@ -72,9 +87,7 @@ class Captured:
 
     def __init__(self, step: Callable[[Transitions], Tensor], device: torch.device) -> None:
         self._step, self._device = step, device
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: Inputs
-        self._found: Tensor
+        self._recorded: Recorded | None = None
 
     def __call__(self, batch: Transitions) -> Tensor:
         """Take one step; the result is overwritten by the next.
@@ -82,29 +95,36 @@ class Captured:
         Args:
           batch: on the device, or in host memory; observations there should be page-locked.
         """
-        if self._graph is None:
-            self._graph = self._capture(batch)
-        self._inputs.take(batch)
-        self._graph.replay()
-        return self._found
+        if self._recorded is not None and not self._recorded.inputs.fit(batch):
+            self._forget()
+        if self._recorded is None:
+            self._recorded = self._record(batch)
+        self._recorded.inputs.take(batch)
+        self._recorded.graph.replay()
+        return self._recorded.found
 
-    def _capture(self, batch: Transitions) -> torch.cuda.CUDAGraph:
-        self._inputs = Inputs(batch, self._device)
-        self._inputs.take(batch)
-        self._inputs.batch.weights.fill_(torch.nan)
+    def _forget(self) -> None:
+        """Give back a graph's memory, which the new one needs, once no step reads it."""
+        torch.cuda.current_stream().synchronize()
+        self._recorded = None
+
+    def _record(self, batch: Transitions) -> Recorded:
+        inputs = Inputs(batch, self._device)
+        inputs.take(batch)
+        inputs.batch.weights.fill_(torch.nan)
         # Libraries choose algorithms and take memory at their first calls, which no graph may.
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):
-                self._step(self._inputs.batch)
+                self._step(inputs.batch)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # Meanwhile other threads gather: they may take page-locked memory, which no graph could
         # bear if this thread did it.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._found = self._step(self._inputs.batch)
-        return graph
+            found = self._step(inputs.batch)
+        return Recorded(graph, inputs, found)
 
 
 def in_host_memory(found: Tensor) -> tuple[Tensor, Callable[[], None]]:

@@ -3,13 +3,15 @@
 Rainbow (Hessel et al. 2018) without the distribution and the noise.
 
 Invariant: an update happens whole or not at all. A batch that is not finite, or that gives a loss
-or a gradient that is not, leaves parameters, optimizer and target network as they were.
+or a gradient that is not, leaves parameters, optimizer and target network as they were. In however
+many passes a batch is computed, it is one loss, one gradient, one clip and one step.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -106,13 +108,22 @@ class DQN:
 
     Args:
       network: online network, taken over. target: of the same architecture, taken over.
-      threads: parts that a batch is cut into on a CPU, each with a thread of its own.
+      settings: may be replaced between two updates; only the learning rate and its schedule are
+        read anew.
+      threads: parts that a pass is cut into on a CPU, each with a thread of its own.
+      micro_batch: transitions in one pass at most; a larger batch takes several, whose gradients
+        are added up before the one step. None: all at once.
     """
 
     def __init__(
-        self, network: QNetwork, target: QNetwork, settings: DQNSettings, threads: int = 1
+        self,
+        network: QNetwork,
+        target: QNetwork,
+        settings: DQNSettings,
+        threads: int = 1,
+        micro_batch: int | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._micro_batch = settings, micro_batch
         dtype = torch.bfloat16 if settings.bfloat16 else torch.float32
         self.online = FlatNetwork(network, dtype)
         self.target = FlatNetwork(target.requires_grad_(False), dtype)
@@ -146,32 +157,61 @@ class DQN:
             self.target.refresh()
         return PendingUpdate(found)
 
+    def warm_up(self, batch: Transitions) -> None:
+        """Take the memory that updates of this size need; nothing is learned from the batch.
+
+        Raises:
+          torch.OutOfMemoryError: the device is full.
+        """
+        self._step(replace(batch, weights=torch.full_like(batch.weights, torch.nan)))
+
     def _learn(self, batch: Transitions) -> Tensor:
         """(3 + B,) float32 loss, mean value, gradient norm, and TD errors of one step.
 
-        Never waits for the device, so it can be captured as one graph.
+        Never waits for the device, so it can be captured as one graph. What a pass keeps for its
+        gradient is free again before the next, so memory is that of one pass.
         """
         size = len(batch.a_tm1)
-        count = max(1, min(size // _ROWS_WORTH_A_THREAD, self._team.size))
-        parts = list(enumerate(batch.split(count)))
-        found = self._team.map(lambda part: self._learn_part(*part, size), parts)
+        passes = batch.split(-(-size // min(size, self._micro_batch or size)))
+        count = max(1, min(len(passes[0].a_tm1) // _ROWS_WORTH_A_THREAD, self._team.size))
+        found = []
+        for number, rows in enumerate(passes):
+            found += self._learn_pass(rows.split(count), size, first=number == 0)
         errors, losses_, q_means = zip(*found, strict=True)
         loss, q_mean = torch.stack(losses_).sum(), torch.stack(q_means).sum()
-        norm = self.optimizer.step(self._gradients[: len(parts)], loss)
+        norm = self.optimizer.step(self._gradients[:count], loss)
         return torch.cat([torch.stack([loss, q_mean, norm]), *errors])
 
-    def _learn_part(self, index: int, part: Transitions, size: int) -> tuple[Tensor, ...]:
-        """Gradient of one part's share of the loss over `size` transitions."""
-        # A batch that is one part leaves the other threads free: one takes the targets.
-        begin = self._team.begin if len(part.a_tm1) == size else lambda work: work
+    def _learn_pass(
+        self, parts: list[Transitions], size: int, *, first: bool
+    ) -> list[tuple[Tensor, ...]]:
+        """Gradients of one pass, a thread for each part; the first pass's are set, others added."""
+        keep = torch._foreach_copy_ if first else torch._foreach_add_
+
+        def learn(numbered: tuple[int, Transitions]) -> tuple[Tensor, ...]:
+            own = self.online.named(self._gradients[numbered[0]])
+            return self._learn_part(numbered[1], size, len(parts) == 1, own, keep)
+
+        return self._team.map(learn, list(enumerate(parts)))
+
+    def _learn_part(
+        self,
+        part: Transitions,
+        size: int,
+        alone: bool,
+        own: dict[str, Tensor],
+        keep: Callable[[list[Tensor], list[Tensor]], object],
+    ) -> tuple[Tensor, ...]:
+        """Gradient of one part's share of the loss over `size` transitions, kept in `own`."""
+        # A pass that is one part leaves the other threads free: one takes the targets.
+        begin = self._team.begin if alone else lambda work: work
         target_tm1 = begin(lambda: self._targets(part))
         q_tm1 = self.online.network(part.s_tm1)
         errors = losses.td_errors(q_tm1, part.a_tm1, target_tm1())
         share = len(part.a_tm1) / size
         loss = losses.weighted_loss(errors, part.weights, self.settings.huber_delta) * share
         gradients = torch.autograd.grad(loss, list(self.online.network.parameters()))
-        own = list(self.online.named(self._gradients[index]).values())
-        torch._foreach_copy_(own, gradients)
+        keep(list(own.values()), list(gradients))
         return errors.detach(), loss.detach(), q_tm1.detach().mean() * share
 
     @torch.no_grad()

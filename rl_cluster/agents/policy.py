@@ -27,6 +27,11 @@ class GreedyPolicy:
         """Take (P,) float32 weights; ValueError where their number is another network's."""
         self._flat.load(flat)
 
+    def weights(self) -> np.ndarray:
+        """(P,) float32 copy of the weights, as `load` takes them."""
+        vector: np.ndarray = self._flat.vector.cpu().numpy().copy()
+        return vector
+
     def load_named(self, tensors: Mapping[str, Tensor]) -> None:
         """Take float32 weights by parameter name; KeyError or RuntimeError where one differs."""
         for name, own in self._flat.named(self._flat.vector).items():

@@ -1,7 +1,8 @@
 """Ray calls that every part of the cluster makes: start an actor, look at a reference, read it.
 
-Invariant: no read waits without a limit, and an actor with state is never restarted by Ray, which
-knows neither window nor back-off and brings it back empty: the supervisor replaces it.
+Invariant: no read waits without a limit; every actor is detached, so that it outlives whoever
+started it; and an actor with state is never restarted by Ray, which knows neither window nor
+back-off and brings it back empty: the supervisor replaces it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def spawn(
     *arguments: Any,
     max_concurrency: int | None = None,
     num_gpus: float = 0.0,
-    stateless: bool = False,
+    restarted_by_ray: bool = False,
 ) -> Actor:
     """Start an actor in the background.
 
@@ -32,13 +33,19 @@ def spawn(
       arguments: of the class's constructor.
       max_concurrency: calls that it answers at once; None: Ray's default for the class.
       num_gpus: share of a GPU that it holds.
-      stateless: Ray restarts it whenever it dies.
+      restarted_by_ray: whenever it dies, with the same arguments; one of that name that is there
+        already is taken. For actors whose state is elsewhere.
+
+    Raises:
+      ValueError: the name is taken.
     """
     options: dict[str, Any] = {
         "name": name,
         "num_cpus": 0,
         "num_gpus": num_gpus,
-        "max_restarts": -1 if stateless else 0,
+        "lifetime": "detached",
+        "max_restarts": -1 if restarted_by_ray else 0,
+        "get_if_exists": restarted_by_ray,
     }
     if max_concurrency is not None:
         options["max_concurrency"] = max_concurrency

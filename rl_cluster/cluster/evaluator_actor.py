@@ -24,6 +24,7 @@ from rl_cluster.cluster.messages import (
     notice,
 )
 from rl_cluster.cluster.names import learner_name
+from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.evaluation import (
@@ -36,6 +37,8 @@ from rl_cluster.evaluation import (
     read_evaluations,
 )
 from rl_cluster.evaluator import Evaluator
+from rl_cluster.fence import Fence
+from rl_cluster.supervision.health import Health
 
 _NICENESS = 10
 _LEARNER_TIMEOUT_S = 60.0
@@ -45,19 +48,35 @@ class EvaluatorActor:
     """Evaluator of one task."""
 
     def __init__(
-        self, task: str, config: TaskConfig, spec: EnvironmentSpec, task_dir: str, clock: RunClock
+        self,
+        task: str,
+        config: TaskConfig,
+        spec: EnvironmentSpec,
+        task_dir: str,
+        wall_s: float,
+        fence: Fence,
     ) -> None:
         os.nice(_NICENESS)
         torch.set_num_threads(1)
         self._task, self._config, self._spec = task, config, spec
-        self._dir, self._clock = Path(task_dir), clock
-        self._evaluator = Evaluator(config, spec)
+        self._dir, self._clock, self._fence = Path(task_dir), RunClock(wall_s), fence
+        self._vitals = Vitals(fence.epoch, "working")
+        self._evaluator = Evaluator(config, spec, self._vitals.progress)
         earlier = read_evaluations(self._dir / "evaluations.jsonl")
         self._newest = earlier[-1] if earlier else None
         self._best = _best_of(earlier)
         self._notices: list[dict[str, str]] = []
+        self._vitals.keep(self._run, "evaluator")
 
-    def run(self) -> None:
+    def health(self) -> Health:
+        """Say how the work goes on; answered beside it."""
+        return self._vitals.report()
+
+    def change(self, config: TaskConfig) -> None:
+        """Take another period from the next evaluation on."""
+        self._config = config
+
+    def _run(self) -> None:
         """Evaluate, wait for the rest of the period, and so on, for ever."""
         random = self._evaluator.random_baseline()
         evaluated_step = -1
@@ -73,7 +92,8 @@ class EvaluatorActor:
                     )
                 evaluated_step = candidate.step
             rest_s = self._config.evaluation.period_s - (time.monotonic() - start_s)
-            time.sleep(max(1.0, rest_s))
+            with self._vitals.phase("waiting"):
+                time.sleep(max(1.0, rest_s))
 
     def status(self) -> EvaluatorStatus:
         """The newest evaluation and the best."""
@@ -90,11 +110,12 @@ class EvaluatorActor:
         self._tell_learner(candidate.step, self._best if improved else None)
         self._warn_if_worse_than_random(evaluation)
         self._newest = evaluation
-        append_evaluation(self._dir / "evaluations.jsonl", evaluation)
-        if recorder is not None:
-            recorder.save(self._dir / "videos" / "newest.gif")
-            if improved:
-                recorder.save(self._dir / "videos" / "best.gif")
+        with self._vitals.phase("saving"), self._fence.hold():
+            append_evaluation(self._dir / "evaluations.jsonl", evaluation)
+            if recorder is not None:
+                recorder.save(self._dir / "videos" / "newest.gif")
+                if improved:
+                    recorder.save(self._dir / "videos" / "best.gif")
 
     def _warn_if_worse_than_random(self, evaluation: Evaluation) -> None:
         """An incident when a policy falls below random play; not again while it stays there."""
@@ -108,14 +129,16 @@ class EvaluatorActor:
 
     def _ask_learner(self) -> Candidate | None:
         """A checkpoint to evaluate; None while there is no learner to ask."""
-        return self._with_learner(
-            lambda learner: read(learner.candidate.remote(), _LEARNER_TIMEOUT_S)
-        )
+        with self._vitals.phase("waiting"):
+            return self._with_learner(
+                lambda learner: read(learner.candidate.remote(), _LEARNER_TIMEOUT_S)
+            )
 
     def _tell_learner(self, step: int, best: Best | None) -> None:
-        self._with_learner(
-            lambda learner: read(learner.evaluated.remote(step, best), _LEARNER_TIMEOUT_S)
-        )
+        with self._vitals.phase("waiting"):
+            self._with_learner(
+                lambda learner: read(learner.evaluated.remote(step, best), _LEARNER_TIMEOUT_S)
+            )
 
     def _with_learner(self, call: Callable[[Actor], Candidate | None]) -> Candidate | None:
         try:

@@ -6,6 +6,7 @@ nothing in training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.exceptions import RayError
 
 from rl_cluster.cluster import names, runtime
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, read
+from rl_cluster.control import Control
 from rl_cluster.run_directory import read_address
 from rl_cluster.telemetry.summary import Summary
 
@@ -27,21 +29,48 @@ class RunUnreachable(RuntimeError):
 class RunHandle:
     """A live run."""
 
-    def __init__(self, supervisor: Actor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, run_dir: Path, supervisor: Actor) -> None:
+        self._run_dir, self._supervisor = run_dir, supervisor
 
     def summary(self) -> Summary:
         """State and figures, as in summary.json."""
         summary: Summary = _answer(self._supervisor.summary.remote())
         return summary
 
+    def tier(self, name: str) -> None:
+        """Ask for a tier: light, medium, heavy, auto, custom or one of the configuration's."""
+        _answer(self._supervisor.tier.remote(name))
+
     def pause(self, task: str | None = None) -> None:
         """Let a task rest, or every one; RunUnreachable names the tasks where there is no such."""
         _answer(self._supervisor.pause.remote(task))
 
     def resume(self, task: str | None = None) -> None:
-        """Let a paused task go on, or every one."""
+        """Let a paused task go on, or every one; one that was parked is tried again."""
         _answer(self._supervisor.resume.remote(task))
+
+    def change(self, setting: str, value: Any, task: str | None = None) -> None:
+        """Change a live setting, such as `learner.learning_rate`, of a task or of all."""
+        _answer(self._supervisor.change.remote(task, setting, value))
+
+    def add(self, task: str, settings: Mapping[str, Any] | None = None) -> None:
+        """Take a task into the run: the first task's settings, or others as in `tasks.TASK`.
+
+        Raises:
+          ConfigError: the settings, or the environment that they name, cannot be.
+        """
+        from rl_cluster.preparation import prepare_added  # imports torch
+
+        added = prepare_added(self._run_dir, task, settings or {})
+        _answer(
+            self._supervisor.add.remote(
+                task, added.config, added.settings, added.spec, added.tracker_id
+            )
+        )
+
+    def remove(self, task: str) -> None:
+        """Let a task save and leave the run; its files stay."""
+        _answer(self._supervisor.remove.remote(task))
 
     def checkpoint(self, task: str | None = None) -> dict[str, str | None]:
         """Save a task now, or every one; task to its checkpoint's path, None where it failed."""
@@ -50,7 +79,7 @@ class RunHandle:
 
     def stop(self) -> None:
         """Save everything and end the run."""
-        _answer(self._supervisor.stop.remote())
+        Control(self._run_dir).request("stop")
 
 
 def attach(run_dir: str | Path) -> RunHandle:
@@ -60,14 +89,15 @@ def attach(run_dir: str | Path) -> RunHandle:
       RunDirectoryError: it is not running, or this is no run.
       RunUnreachable: its cluster or its supervisor does not answer.
     """
-    place = read_address(Path(run_dir))
+    path = Path(run_dir).absolute()
+    cluster = read_address(path)
     try:
-        runtime.join(place.address, place.namespace)
-        return RunHandle(ray.get_actor(names.SUPERVISOR, namespace=place.namespace))
+        runtime.join(cluster)
+        return RunHandle(path, ray.get_actor(names.SUPERVISOR, namespace=cluster.namespace))
     except (ConnectionError, ValueError, RayError) as error:
         raise RunUnreachable(
-            f"the run in {run_dir} says that it is at {place.address} (process {place.pid}), but "
-            f"it does not answer: {cause_of(error)}"
+            f"the run in {run_dir} says that it is at {cluster.address}, but it does not answer: "
+            f"{cause_of(error)}"
         ) from error
 
 

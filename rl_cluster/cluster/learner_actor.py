@@ -21,22 +21,26 @@ import torch
 from ray.exceptions import RayError
 
 from rl_cluster.agents.captured import on_device, page_locked
-from rl_cluster.checkpoint import CheckpointError, CheckpointStore
+from rl_cluster.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from rl_cluster.cluster.actors import Actor, cause_of, read
-from rl_cluster.cluster.messages import Candidate, LearnerStatus, StopReport, notice
+from rl_cluster.cluster.messages import Candidate, LearnerStatus, ReplayState, StopReport, notice
 from rl_cluster.cluster.publisher import WeightsPublisher
 from rl_cluster.cluster.replay_client import ReplayClient
+from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.evaluation import Best
+from rl_cluster.fence import Fence
 from rl_cluster.learner import Learner, StepReport, build_agent, checkpoint_schema
 from rl_cluster.replay.gather import MappedBlocks
 from rl_cluster.replay.transitions import TransitionRule
 from rl_cluster.resident import ResidentBlocks, resident_places
+from rl_cluster.supervision.health import Health
 
 _Answer = TypeVar("_Answer")
 _COMMAND_TIMEOUT_S = 60.0
 _REPLAY_STATE_TIMEOUT_S = 2.0
+_IDLE_S = 1.0
 
 
 class LearnerActor:
@@ -53,13 +57,15 @@ class LearnerActor:
         weights: Actor,
         tracker_id: str,
         reply_timeout_s: float,
+        fence: Fence,
     ) -> None:
+        self._vitals = Vitals(fence.epoch, "starting")
         torch.set_num_threads(1)  # the agent's own threads take whole parts of a batch
         torch.manual_seed(seed)
         self._task, self._config = task, config
         self._replay, self._weights, self._tracker_id = replay, weights, tracker_id
         device = torch.device(config.learner.device)
-        self._publisher = WeightsPublisher(weights, task)
+        self._publisher = WeightsPublisher(weights, task, fence.epoch)
         self._learner = Learner(
             build_agent(config.agent, config.learner, spec, device),
             device,
@@ -68,10 +74,10 @@ class LearnerActor:
             checkpoint_schema(config.agent, spec),
         )
         self._source = self._replay_client(spec, device, reply_timeout_s)
-        self._store = CheckpointStore(Path(task_dir) / "checkpoints", config.checkpoint.keep)
+        self._store = CheckpointStore(Path(task_dir) / "checkpoints", config.checkpoint.keep, fence)
         self._commands: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._notices: list[dict[str, str]] = []
-        self._replay_state: dict[str, Any] | None = None
+        self._replay_state: ReplayState | None = None
         self._best: Best | None = None
         self._newest: StepReport | None = None
         self._skipped: StepReport | None = None
@@ -80,15 +86,26 @@ class LearnerActor:
         self._checkpoint_s: float | None = None
         self._saved_at_s = time.monotonic()
         self._restore()
+        self._vitals.keep(self._run, "learner")
 
-    def run(self) -> None:
+    def health(self) -> Health:
+        """Say how the work goes on; answered beside it."""
+        return self._vitals.report()
+
+    def change(self, config: TaskConfig) -> None:
+        """Take other live settings from the next step on."""
+        self._between_steps(lambda: self._take_settings(config))
+
+    def _run(self) -> None:
         """Learn until `stop`; what was learned is saved when replay is lost, too."""
         read(self._replay.attach.remote(self._replay_state), _COMMAND_TIMEOUT_S)
         self._save()
         self._learner.publish()
         self._source.start()
+        self._vitals.enter("working")
         try:
             while not self._stopping:
+                self._vitals.progress()
                 self._obey()
                 if not self._stopping:
                     self._advance()
@@ -216,7 +233,7 @@ class LearnerActor:
         if loaded is not None:
             self._learner.restore(loaded.checkpoint)
             state = loaded.checkpoint.state
-            self._replay_state = state["replay"]
+            self._replay_state = _replay_state(loaded.checkpoint)
             self._best = Best(**state["best"]) if state["best"] else None
             self._tracker_id = state["tracker_id"]
             self._notices += [
@@ -227,16 +244,25 @@ class LearnerActor:
         published: int = read(self._weights.version.remote(self._task), _COMMAND_TIMEOUT_S)
         counters.policy_version = max(counters.policy_version, published)
 
+    def _take_settings(self, config: TaskConfig) -> None:
+        self._config = config
+        self._learner.change(config.learner)
+
     def _save(self) -> Path | None:
+        with self._vitals.phase("saving"):
+            return self._saved()
+
+    def _saved(self) -> Path | None:
         start_s = self._saved_at_s = time.monotonic()
         self._take(self._learner.finish())
+        replay = self._newest_replay_state()
         extra = {
-            "replay": self._newest_replay_state(),
+            "replay": replay.counters if replay else None,
             "best": asdict(self._best) if self._best else None,
             "tracker_id": self._tracker_id,
         }
         try:
-            path = self._store.save(self._learner.checkpoint(extra))
+            path = self._store.save(self._learner.checkpoint(extra, _replay_tensors(replay)))
         except CheckpointError as error:
             self._notices.append(notice("checkpoint_failed", str(error), "training goes on"))
             return None
@@ -256,7 +282,7 @@ class LearnerActor:
             self._store.mark_best(step)
             self._best = best
 
-    def _newest_replay_state(self) -> dict[str, Any] | None:
+    def _newest_replay_state(self) -> ReplayState | None:
         """The replay's state, or the last one known where it does not answer in time."""
         try:
             self._replay_state = read(self._replay.state.remote(), _REPLAY_STATE_TIMEOUT_S)
@@ -274,11 +300,34 @@ class LearnerActor:
     def _obey(self) -> None:
         """Do what was asked for; while paused, wait for the next."""
         while not self._stopping and (self._paused or not self._commands.empty()):
-            command, future = self._commands.get()
+            self._vitals.progress()
+            try:
+                command, future = self._commands.get(timeout=_IDLE_S)
+            except queue.Empty:
+                continue
             try:
                 future.set_result(command())
             except Exception as error:  # noqa: BLE001 - thread boundary: raised again there
                 future.set_exception(error)
+
+
+def _replay_tensors(state: ReplayState | None) -> dict[str, torch.Tensor]:
+    """The arrays of a replay's state, under their names in a checkpoint."""
+    if state is None:
+        return {}
+    arrays = {"replay.block_ids": state.block_ids, "replay.priorities": state.priorities}
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+def _replay_state(checkpoint: Checkpoint) -> ReplayState | None:
+    """The replay's state in a checkpoint; one of an earlier version holds no priorities."""
+    counters, tensors = checkpoint.state["replay"], checkpoint.optimizer
+    if counters is None:
+        return None
+    if "replay.block_ids" not in tensors:
+        return ReplayState(counters, np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+    ids, priorities = tensors["replay.block_ids"], tensors["replay.priorities"]
+    return ReplayState(counters, ids.numpy(), priorities.numpy())
 
 
 def _finite(value: float | None) -> float | None:

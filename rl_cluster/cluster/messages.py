@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,8 +24,8 @@ BlockRef = Ref
 class SampleRequest:
     """The learner's call: what it has, what it found, what it wants."""
 
-    known_block_id: int
-    """Newest block that it has been told of; -1: none."""
+    known_arrival: int
+    """Newest arrival that it has been told of; -1: none."""
     policy_version: int
     """Newest version that it has published."""
     learner_updates: int
@@ -40,11 +40,24 @@ class SampleReply:
 
     samples: tuple[Sample, ...]
     """As many as the ratio allows now, at most as many as asked for."""
-    new_blocks: tuple[tuple[int, BlockRef], ...]
-    """Blocks above `known_block_id`."""
+    new_blocks: tuple[tuple[int, int, BlockRef], ...]
+    """Arrival, block id and reference of blocks that came after `known_arrival`, in that order.
+    Blocks that come back from the journal arrive after newer ones."""
     oldest_block_id: int
-    """Blocks below it are gone: let go of their views."""
+    """Blocks below it are gone and never come: let go of their views. It only grows."""
     env_steps: int
+
+
+@dataclass(frozen=True)
+class ReplayState:
+    """What a checkpoint keeps of a replay whose blocks are in the journal."""
+
+    counters: dict[str, Any]
+    """JSON: counters, random draws, last returns."""
+    block_ids: np.ndarray
+    """(k,) int64: blocks with known priorities."""
+    priorities: np.ndarray
+    """(k, length) float32, of their core rows."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,16 @@ class ReplayStatus:
     rollout_wait_share: float
     failed_rollouts: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Name to life and cause, of rollouts whose calls fail; a report can outlive the rollout."""
+    journal_state: Literal["off", "writing", "paused", "restoring"] = "off"
+    journal_blocks: int = 0
+    """Block ids between the oldest on disk and the newest."""
+    journal_bytes: int = 0
+    restored_blocks: int = 0
+    """Blocks that came back from the journal since the start."""
+    lacking_blocks: int = 0
+    """Blocks that the journal had to skip since the start."""
+    notices: tuple[dict[str, str], ...] = ()
+    """Incidents since the last report: kind, cause, action, detail."""
 
 
 @dataclass(frozen=True)
@@ -122,22 +145,16 @@ class EvaluatorStatus:
     notices: tuple[dict[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
 class RunClock:
-    """Time at work, over all sessions of a run."""
+    """Time at work, over all sessions of a run; a clock that is set anew does not move it."""
 
-    started_s: float
-    """Unix time at which this session began."""
-    before_s: float
-    """Seconds at work in earlier sessions."""
-
-    def session_s(self) -> float:
-        """Seconds of this session."""
-        return time.time() - self.started_s
+    def __init__(self, before_s: float) -> None:
+        """Go on from `before_s` seconds."""
+        self._before_s, self._since_s = before_s, time.monotonic()
 
     def wall_s(self) -> float:
         """Seconds of all sessions."""
-        return self.before_s + self.session_s()
+        return self._before_s + time.monotonic() - self._since_s
 
 
 def percentiles(values: np.ndarray) -> tuple[float | None, float | None]:

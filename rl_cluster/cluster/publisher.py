@@ -20,8 +20,8 @@ _PUT_TIMEOUT_S = 60.0
 class WeightsPublisher:
     """Publishes one task's weights."""
 
-    def __init__(self, weights: Actor, task: str) -> None:
-        self._weights, self._task = weights, task
+    def __init__(self, weights: Actor, task: str, epoch: int) -> None:
+        self._weights, self._task, self._epoch = weights, task, epoch
         self._thread = ThreadPoolExecutor(1, "publisher")
         self._under_way: Future[None] | None = None
         self._copy = np.empty(0, np.float32)
@@ -45,4 +45,4 @@ class WeightsPublisher:
 
     def _put(self, version: int) -> None:
         ref: Ref = ray.put(self._copy)
-        self._weights.publish.remote(self._task, version, [ref])
+        self._weights.publish.remote(self._task, self._epoch, version, [ref])

@@ -1,8 +1,9 @@
 """Shell of the replay: calls rollouts for blocks, keeps the index, answers the learner.
 
 Invariants: blocks are return values of calls made here, so this actor owns them and no rollout's
-death takes one; a block's reference is dropped the moment the index evicts it; and the rate limiter
-is asked before every call for blocks and before every sample, so neither side outruns the other.
+death takes one; a block's reference is dropped the moment the index evicts it; the rate limiter is
+asked before every call for blocks and before every sample, so neither side outruns the other; and
+blocks come back from the journal beside the work: they are no inserts, and push nothing out.
 """
 
 from __future__ import annotations
@@ -18,16 +19,23 @@ from ray.exceptions import RayError
 from rl_cluster.cluster.actors import Actor, Ref, cause_of
 from rl_cluster.cluster.messages import (
     BlockRef,
+    ReplayState,
     ReplayStatus,
     SampleReply,
     SampleRequest,
+    notice,
     percentiles,
 )
+from rl_cluster.cluster.replay_journal import BlockBack, ReplayJournal
+from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.config import TaskConfig
 from rl_cluster.replay.block import BlockInfo
 from rl_cluster.replay.index import ReplayIndex, Sample
+from rl_cluster.replay.journal import JournalPlace
+from rl_cluster.replay.journal_writer import OFF
 from rl_cluster.replay.rate_limiter import RateLimiter
 from rl_cluster.rollout import CollectReport
+from rl_cluster.supervision.health import Health
 
 RETURNS_KEPT = 20
 _RECENT = 4_096  # rows behind the percentiles
@@ -36,9 +44,28 @@ _LONG_POLL_S = 1.0
 
 
 class ReplayActor:
-    """Index, rate limiter and collection of one task."""
+    """Index, rate limiter and collection of one task.
 
-    def __init__(self, task: str, config: TaskConfig, seed: int) -> None:
+    Args:
+      task: its name.
+      config: of the task.
+      seed: of the draws.
+      journal: where blocks are kept; None, or where the task has its journal off: nowhere.
+      epoch: which life of this replay it is.
+
+    Raises:
+      JournalSchemaError: the journal there is of another schema.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        config: TaskConfig,
+        seed: int,
+        journal: JournalPlace | None = None,
+        epoch: int = 0,
+    ) -> None:
+        self._vitals = Vitals(epoch, "waiting")
         self._task, self._config = task, config
         replay, rollout = config.replay, config.rollout
         rng = np.random.default_rng(seed)
@@ -46,11 +73,23 @@ class ReplayActor:
             replay.capacity_transitions, rollout.block_length, replay.priority_exponent, rng
         )
         self._chunk = rollout.blocks_per_collect * rollout.block_length
-        slack = (rollout.actors + 1) * self._chunk * replay.samples_per_insert
-        slack += PREFETCHED_BATCHES * config.learner.batch
-        self._limiter = RateLimiter(replay.samples_per_insert, replay.min_transitions, slack)
+        self._limiter = RateLimiter(
+            replay.samples_per_insert, replay.min_transitions, self._slack(config)
+        )
         self._refs: dict[int, BlockRef] = {}
-        self._next_block_id = 0
+        self._arrivals: dict[int, int] = {}
+        """Arrival to block id, of the blocks that are kept."""
+        self._arrival_of: dict[int, int] = {}
+        self._oldest_arrival, self._next_arrival = 0, 0
+        self._journal: ReplayJournal | None = None
+        if journal is not None and replay.journal:
+            self._journal = ReplayJournal(journal, config)
+        self._next_block_id = self._journal.next_block_id if self._journal else 0
+        self._restoring: asyncio.Task[None] | None = None
+        self._saved_priorities: dict[int, np.ndarray] = {}
+        """Of blocks that have not come back yet."""
+        self._restored_blocks = 0
+        self._notices: list[dict[str, str]] = []
         self._in_flight = 0
         self._room_changed, self._attached = asyncio.Event(), asyncio.Event()
         self._inserted, self._sampling = asyncio.Event(), asyncio.Lock()
@@ -65,28 +104,63 @@ class ReplayActor:
         self._epsilon: float | None = None
         self._held_back_s, self._status_s = 0.0, time.monotonic()
 
-    async def attach(self, state: dict[str, Any] | None) -> None:
-        """Take the learner's checkpointed replay state and let collection begin.
+    async def attach(self, state: ReplayState | None) -> None:
+        """Take the learner's checkpointed replay state and let collection and restoring begin.
 
         A replay that is already at work keeps its own, newer state.
         """
-        if not self._attached.is_set() and state is not None:
-            self._index.restore(state["index"])
-            self._env_steps_before = int(state["env_steps"])
-            self._episodes = int(state["episodes"])
-            self._returns.extend(state["returns"])
-            self._lengths.extend(state["lengths"])
+        if self._attached.is_set():
+            return
+        if state is not None:
+            self._continue(state)
         self._attached.set()
+        if self._journal is not None:
+            self._restoring = asyncio.create_task(self._restore(self._journal))
 
-    async def state(self) -> dict[str, Any]:
-        """JSON state for a checkpoint: counters, random draws, last returns."""
-        return {
+    async def state(self) -> ReplayState:
+        """What a checkpoint keeps; priorities only where a journal keeps the blocks."""
+        counters = {
             "index": self._index.state(),
             "env_steps": self._env_steps,
             "episodes": self._episodes,
             "returns": list(self._returns),
             "lengths": list(self._lengths),
+            "next_block_id": self._next_block_id,
         }
+        if self._journal is None:
+            return ReplayState(counters, np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
+        ids, values = self._index.priorities()
+        waiting = [i for i in self._saved_priorities if i >= self._oldest_block_id]
+        if waiting:
+            rows = np.zeros((len(waiting), values.shape[1]), np.float32)
+            for row, block_id in zip(rows, waiting, strict=True):
+                saved = self._saved_priorities[block_id][: len(row)]
+                row[: len(saved)] = saved
+            ids, values = np.concatenate([waiting, ids]), np.concatenate([rows, values])
+        return ReplayState(counters, ids, values)
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until every block accepted so far is in the journal; whether all are."""
+        if self._journal is None:
+            return True
+        return await asyncio.to_thread(self._journal.flush, timeout_s)
+
+    async def health(self) -> Health:
+        """Say how the work goes on."""
+        return self._vitals.report()
+
+    async def change(self, config: TaskConfig) -> None:
+        """Take another ratio or batch from the next sample on."""
+        self._config = config
+        self._limiter.change(config.replay.samples_per_insert, self._slack(config), self._in_flight)
+        self._room_changed.set()
+        self._inserted.set()
+
+    def _slack(self, config: TaskConfig) -> float:
+        """One portion of blocks a rollout, and the batches drawn ahead."""
+        portions = (config.rollout.actors + 1) * self._chunk
+        ahead = PREFETCHED_BATCHES * config.learner.batch
+        return portions * config.replay.samples_per_insert + ahead
 
     async def add_rollout(self, name: str, life: int, rollout: Actor) -> None:
         """Collect from a rollout from now on; an earlier life of the same name is forgotten."""
@@ -97,6 +171,7 @@ class ReplayActor:
 
     async def sample(self, request: SampleRequest) -> SampleReply:
         """Apply priorities, then draw what the ratio allows; it may take a while to allow any."""
+        self._vitals.progress()
         self._version, self._updates = request.policy_version, request.learner_updates
         for sample, td_errors in request.td_errors:
             self._index.update_priorities(sample, td_errors)
@@ -110,6 +185,8 @@ class ReplayActor:
         elapsed_s, self._status_s = now_s - self._status_s, now_s
         held_back_s, self._held_back_s = self._held_back_s, 0.0
         lengths = np.array(self._lengths)
+        journal = self._journal.status() if self._journal else OFF
+        restoring = self._restoring is not None and not self._restoring.done()
         return ReplayStatus(
             attached=self._attached.is_set(),
             env_steps=self._env_steps,
@@ -127,11 +204,22 @@ class ReplayActor:
             episodes=self._episodes,
             rollout_wait_share=min(1.0, held_back_s / elapsed_s / self._config.rollout.actors),
             failed_rollouts=dict(self._failed),
+            journal_state="restoring" if restoring else journal.state,
+            journal_blocks=journal.blocks,
+            journal_bytes=journal.nbytes,
+            restored_blocks=self._restored_blocks,
+            lacking_blocks=journal.lacking,
+            notices=tuple(self._take_notices()),
         )
 
     @property
     def _env_steps(self) -> int:
         return self._env_steps_before + self._index.inserted_transitions
+
+    @property
+    def _oldest_block_id(self) -> int:
+        """Blocks below it have left, or will never come."""
+        return max(0, self._next_block_id - self._index.places)
 
     @property
     def _importance_exponent(self) -> float:
@@ -186,24 +274,102 @@ class ReplayActor:
             self._ages.extend(self._index.ages(samples[-1]).tolist())
         if samples:
             self._room_changed.set()
-        oldest = self._next_block_id - len(self._refs)
-        first_unknown = max(oldest, request.known_block_id + 1)
-        new = tuple((i, self._refs[i]) for i in range(first_unknown, self._next_block_id))
-        return SampleReply(tuple(samples), new, oldest, self._env_steps)
+        return SampleReply(
+            tuple(samples),
+            self._arrived_after(request.known_arrival),
+            self._oldest_block_id,
+            self._env_steps,
+        )
+
+    def _arrived_after(self, known_arrival: int) -> tuple[tuple[int, int, BlockRef], ...]:
+        while self._oldest_arrival < self._next_arrival:
+            if self._oldest_arrival in self._arrivals:
+                break
+            self._oldest_arrival += 1
+        unknown = range(max(self._oldest_arrival, known_arrival + 1), self._next_arrival)
+        arrived = ((i, self._arrivals[i]) for i in unknown if i in self._arrivals)
+        return tuple((i, block_id, self._refs[block_id]) for i, block_id in arrived)
 
     def _take(self, infos: list[BlockInfo], refs: list[Ref], report: CollectReport) -> None:
         for info, ref in zip(infos, refs, strict=True):
-            evicted = self._index.insert(self._next_block_id, info)
-            self._refs[self._next_block_id] = ref
-            self._next_block_id += 1
-            if evicted is not None:
-                del self._refs[evicted]
-            self._limiter.insert(info.transitions)
-            # Versions below 0 acted before anything was published: that is no lag.
-            acted = info.policy_versions[info.policy_versions >= 0]
-            self._lags.extend(np.maximum(self._version - acted, 0).tolist())
+            self._insert(info, ref)
+        self._vitals.progress()
         self._inserted.set()
         self._returns.extend(game.true_return for game in report.games)
         self._lengths.extend(game.env_steps for game in report.games)
         self._episodes += len(report.games)
         self._epsilon = report.epsilon_mean
+
+    def _insert(self, info: BlockInfo, ref: Ref) -> None:
+        block_id = self._next_block_id
+        evicted = self._index.insert(block_id, info)
+        self._next_block_id += 1
+        self._keep(block_id, ref)
+        if evicted is not None:
+            self._let_go(evicted)
+        self._limiter.insert(info.transitions)
+        # Versions below 0 acted before anything was published: that is no lag.
+        acted = info.policy_versions[info.policy_versions >= 0]
+        self._lags.extend(np.maximum(self._version - acted, 0).tolist())
+        if self._journal is not None:
+            self._journal.offer(block_id, ref, info.nbytes)
+            self._journal.discard(self._oldest_block_id)
+
+    def _keep(self, block_id: int, ref: Ref) -> None:
+        self._refs[block_id] = ref
+        self._arrivals[self._next_arrival] = block_id
+        self._arrival_of[block_id] = self._next_arrival
+        self._next_arrival += 1
+
+    def _let_go(self, block_id: int) -> None:
+        del self._refs[block_id]
+        del self._arrivals[self._arrival_of.pop(block_id)]
+
+    def _continue(self, state: ReplayState) -> None:
+        counters = state.counters
+        self._index.restore(counters["index"])
+        self._env_steps_before = int(counters["env_steps"])
+        self._episodes = int(counters["episodes"])
+        self._returns.extend(counters["returns"])
+        self._lengths.extend(counters["lengths"])
+        # Blocks that a crash took from the journal may still be named by saved priorities.
+        self._next_block_id = max(self._next_block_id, int(counters.get("next_block_id", 0)))
+        self._saved_priorities = dict(zip(state.block_ids.tolist(), state.priorities, strict=True))
+
+    async def _restore(self, journal: ReplayJournal) -> None:
+        """Bring blocks back, the newest first, until the index is full or there are no more."""
+        start_s, stopped = time.monotonic(), ""
+        try:
+            while True:
+                back = await asyncio.to_thread(journal.bring_back, self._oldest_block_id)
+                if back is None or not self._take_back(back):
+                    break
+        except (RayError, ValueError) as error:
+            stopped = f"; the rest stays on disk: {cause_of(error)}"
+        self._saved_priorities.clear()
+        if self._restored_blocks or journal.refused or stopped:
+            found = self._restored_blocks + journal.refused
+            cause = f"{self._restored_blocks} of {found} blocks in the journal{stopped}"
+            action = f"in replay again after {time.monotonic() - start_s:.1f} s"
+            self._notices += [*journal.damage(), notice("restored", cause, action)]
+
+    def _take_back(self, back: BlockBack) -> bool:
+        """Whether there was a place for it."""
+        block_id, info = back.block_id, back.info
+        saved = self._saved_priorities.pop(block_id, None)
+        priorities = None if saved is None else saved[: len(info.starts)]
+        too_old = block_id < self._oldest_block_id  # newer ones came while it was read
+        if too_old or not self._index.prepend(block_id, info, priorities):
+            return False
+        self._keep(block_id, back.ref)
+        self._restored_blocks += 1
+        if not self._limiter.warm:  # what came back is warm-up done, and no insert beyond it
+            missing = self._limiter.min_transitions - self._limiter.inserts
+            self._limiter.insert(min(missing, info.transitions))
+        self._inserted.set()
+        self._room_changed.set()
+        return True
+
+    def _take_notices(self) -> list[dict[str, str]]:
+        notices, self._notices = self._notices, []
+        return notices + (self._journal.take_notices() if self._journal else [])

@@ -52,7 +52,7 @@ class ReplayClient(Generic[Frames]):
         self._reply_timeout_s = reply_timeout_s
         # Waiting, being filled, being learned from, and still under way on a device.
         self._ring = BatchRing(_WAITING_BATCHES + 2 + steps_ahead, allocate)
-        self._known_block_id = -1
+        self._known_arrival = -1
         self._oldest_block_id = 0
         self._td_errors: deque[tuple[Sample, np.ndarray]] = deque()
         self._batches: queue.Queue[Batch[Frames]] = queue.Queue(maxsize=_WAITING_BATCHES)
@@ -106,7 +106,7 @@ class ReplayClient(Generic[Frames]):
         counters = self._counters()
         found = tuple(self._td_errors.popleft() for _ in range(len(self._td_errors)))
         return SampleRequest(
-            self._known_block_id,
+            self._known_arrival,
             counters.policy_version,
             counters.updates,
             _BATCHES_PER_CALL,
@@ -116,11 +116,11 @@ class ReplayClient(Generic[Frames]):
     def _map(self, reply: SampleReply) -> None:
         self.env_steps = reply.env_steps
         # A call sent earlier may name blocks that a later reply already brought.
-        new = [(i, ref) for i, ref in reply.new_blocks if i > self._known_block_id]
-        blocks: list[Block] = ray.get([ref for _, ref in new], timeout=self._reply_timeout_s)
-        for (block_id, _), block in zip(new, blocks, strict=True):
+        new = [each for each in reply.new_blocks if each[0] > self._known_arrival]
+        blocks: list[Block] = ray.get([ref for _, _, ref in new], timeout=self._reply_timeout_s)
+        for (arrival, block_id, _), block in zip(new, blocks, strict=True):
             self._mapped.insert(block_id, block)
-            self._known_block_id = block_id
+            self._known_arrival = arrival
         # One reply late, since Ray may answer two calls in either order.
         self._mapped.discard(self._oldest_block_id)
         self._oldest_block_id = max(self._oldest_block_id, reply.oldest_block_id)

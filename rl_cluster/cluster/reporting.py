@@ -90,6 +90,15 @@ class TaskReport:
         """`completed` or `failed`, once the task is."""
         return self._final["state"] if self._final else None
 
+    @property
+    def failure(self) -> str | None:
+        """Why the task was given up."""
+        return self._final["failure"] if self._final else None
+
+    def begin_again(self) -> None:
+        """A person wants it tried once more."""
+        self._final = None
+
     def end(self, state: TaskState, failure: str | None = None) -> None:
         """Keep the figures as they are now."""
         self._final = {
@@ -185,6 +194,8 @@ class TaskReport:
 
     def _state(self) -> TaskState:
         replay, learner = self._group.replay_status, self._group.learner_status
+        if self._group.is_empty:
+            return "queued"
         if replay is None or learner is None:
             return "starting"
         if learner.paused:

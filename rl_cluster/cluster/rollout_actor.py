@@ -17,10 +17,12 @@ from ray.exceptions import RayError
 from rl_cluster import exploration
 from rl_cluster.agents.policy import GreedyPolicy
 from rl_cluster.cluster.actors import Actor, Ref, is_here, read
+from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import make_environment, spec_of
 from rl_cluster.learner import build_network
 from rl_cluster.rollout import Rollout, RolloutSettings
+from rl_cluster.supervision.health import Health
 
 _LOOK_PERIOD_S = 0.01  # between two looks whether newer weights have come
 _NICENESS = 5
@@ -74,13 +76,12 @@ class RolloutActor:
     """Environments of one task."""
 
     def __init__(
-        self, task: str, index: int, config: TaskConfig, seed: int, weights: Actor
+        self, task: str, index: int, config: TaskConfig, seed: int, weights: Actor, epoch: int
     ) -> None:
         os.nice(_NICENESS)
+        self._vitals = Vitals(epoch, "waiting")
         torch.set_num_threads(config.rollout.torch_threads)
-        rollout = config.rollout
-        total = rollout.actors * rollout.environments
-        ladder = exploration.epsilon_ladder(rollout.epsilon_base, rollout.epsilon_alpha, total)
+        self._index, rollout = index, config.rollout
         env_seed, action_seed = np.random.SeedSequence(seed).generate_state(2)
         env = make_environment(
             config.env,
@@ -98,19 +99,35 @@ class RolloutActor:
             block_length=rollout.block_length,
             frame_stack=config.agent.frame_stack,
             n_step=config.agent.n_step,
-            ladder=ladder[index :: rollout.actors],
+            ladder=self._ladder(config),
             warm_up_env_steps=config.replay.min_transitions,
             exploration_env_steps=rollout.exploration_env_steps,
         )
         inbox = WeightsInbox(weights, task)
+
+        def newer_weights() -> tuple[int, np.ndarray] | None:
+            self._vitals.progress()  # asked before every step
+            return inbox()
+
         rng = np.random.default_rng(action_seed)
-        self._rollout = Rollout(env, spec, policy, inbox, settings, rng)
+        self._rollout = Rollout(env, spec, policy, newer_weights, settings, rng)
 
     def collect(self, num_blocks: int, task_env_steps: int) -> tuple[Any, ...]:
         """Return (infos, report) and then `num_blocks` blocks, each a return value of its own."""
-        blocks, report = self._rollout.collect(num_blocks, task_env_steps)
+        with self._vitals.phase("working"):
+            blocks, report = self._rollout.collect(num_blocks, task_env_steps)
         return ([block.info() for block in blocks], report), *blocks
 
-    def ping(self) -> bool:
-        """Answer between two calls, to show that the actor lives."""
-        return True
+    def health(self) -> Health:
+        """Say how the work goes on; answered beside it."""
+        return self._vitals.report()
+
+    def change(self, config: TaskConfig) -> None:
+        """Explore by another ladder of ε from the next blocks on."""
+        self._rollout.explore(self._ladder(config))
+
+    def _ladder(self, config: TaskConfig) -> np.ndarray:
+        rollout = config.rollout
+        total = rollout.actors * rollout.environments
+        ladder = exploration.epsilon_ladder(rollout.epsilon_base, rollout.epsilon_alpha, total)
+        return ladder[self._index :: rollout.actors]

@@ -1,73 +1,119 @@
-"""Ray itself: how a run's cluster is started, joined and left.
+"""Ray itself: how a run's cluster is started, joined, left and ended.
 
-Invariant: a local cluster listens on loopback only, with Ray's token authentication, and never
-spills replay to disk: what does not fit was refused by admission.
+Invariant: a cluster of the run's own listens on loopback only, with Ray's token authentication, and
+never spills replay to disk: what does not fit was refused by admission. It belongs to no process:
+whoever started it may die, and it goes on until it is ended.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import time
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
+from ray._common.usage import usage_lib
 from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import (
+    enable_token_auth_by_default,
+    ensure_token_if_auth_enabled,
     maybe_enable_token_auth_if_token_available,
 )
 from ray._private.node import Node
+from ray._private.parameter import RayParams
 
 from rl_cluster.config import ClusterConfig
+from rl_cluster.control import RUN_MARK, ProcessId
+from rl_cluster.run_directory import ClusterAddress
 from rl_cluster.signals import let_through
 
 _LOOPBACK = "127.0.0.1"
+_NEEDED = ("gcs_server", "raylet")
 # Ray warns whenever its token authentication is on, which here it always is.
 logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+_SYSTEM = {
+    # Otherwise the control store grows by 3 KB with every call, up to 100,000 calls.
+    "task_events_report_interval_ms": 0,
+    "automatic_object_spilling_enabled": False,
+    # Ray would give every worker niceness 15, and evaluation could not yield any further.
+    "worker_niceness": 0,
+}
 
 
-def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> str:
-    """Start a local cluster, or join the one that the configuration names; return its address."""
-    if config.address != "local":
-        ray.init(config.address, namespace=namespace, log_to_driver=False)
-        return str(ray.get_runtime_context().gcs_address)
+def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> ClusterAddress:
+    """Start a cluster on this host that nobody owns."""
     _stay_on_loopback()
     setattr(services, "ConsolePopen", _OwnGroup)  # noqa: B010 - a type to mypy
     # It reads every log ten times a second, for a driver that does not ask for them.
     setattr(Node, "start_log_monitor", lambda self: None)  # noqa: B010
-    ray.init(
-        address="local",
-        namespace=namespace,
-        include_dashboard=config.dashboard,
-        dashboard_host=_LOOPBACK,
-        object_store_memory=object_store_bytes,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        # Threads of a parallel region that spin while they wait for each other starve every other
-        # process: on two shared cores an update took up to seven times as long.
-        runtime_env={"env_vars": {"GOMP_SPINCOUNT": "0"}},
-        _system_config={
-            # Otherwise the control store grows by 3 KB with every call, up to 100,000 calls.
-            "task_events_report_interval_ms": 0,
-            "automatic_object_spilling_enabled": False,
-            # Ray would give every worker niceness 15, and evaluation could not yield any further.
-            "worker_niceness": 0,
-        },
+    enable_token_auth_by_default()
+    ensure_token_if_auth_enabled({}, create_token_if_missing=True)
+    usage_lib.set_usage_stats_enabled_via_env_var(False)
+    # Threads of a parallel region that spin while they wait for each other starve every other
+    # process: on two shared cores an update took up to seven times as long.
+    os.environ["GOMP_SPINCOUNT"] = "0"
+    node = Node(
+        RayParams(
+            include_dashboard=config.dashboard,
+            dashboard_host=_LOOPBACK,
+            object_store_memory=object_store_bytes,
+            _system_config=_SYSTEM,  # type: ignore[arg-type] # its values are of many types
+        ),
+        head=True,
+        shutdown_at_exit=False,
+        spawn_reaper=False,
     )
-    return str(ray.get_runtime_context().gcs_address)
+    daemons = [ProcessId.of(node.all_processes[name][0].process.pid) for name in _NEEDED]
+    return ClusterAddress(node.address, namespace, tuple(daemons))
 
 
-def join(address: str, namespace: str) -> None:
+def join(cluster: ClusterAddress) -> None:
     """Connect to a live run's cluster; harmless where this process is connected already."""
-    if address.startswith(_LOOPBACK):
+    if cluster.address.startswith(_LOOPBACK):
         _stay_on_loopback()
     if not ray.is_initialized():
         # Ray does this by itself only for a cluster that it found by itself.
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-        ray.init(address, namespace=namespace, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(
+            cluster.address,
+            namespace=cluster.namespace,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
 
 
 def leave() -> None:
-    """Disconnect; a local cluster ends with it."""
+    """Disconnect."""
     ray.shutdown()
+
+
+def end_processes(run_dir: Path, timeout_s: float = 10.0) -> list[int]:
+    """Kill every process of a run but this one; return the numbers of those still there."""
+    deadline_s = time.monotonic() + timeout_s
+    while (found := processes_of(run_dir)) and time.monotonic() < deadline_s:
+        for process in found:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(found, timeout=0.5)  # reaps those that are this process's children
+    return [process.pid for process in found]
+
+
+def processes_of(run_dir: Path) -> list[psutil.Process]:
+    """Live processes that carry a run's mark, this one left out."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            marked = process.environ().get(RUN_MARK) == str(run_dir)
+            if marked and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
 
 
 class _OwnGroup(services.ConsolePopen):

@@ -1,7 +1,8 @@
 """The actors of one task: how each is made, and how they are joined.
 
 Invariant: actors are joined in the direction of the flow: rollouts are given to replay, replay to
-the learner; nothing is handed the other way but weights.
+the learner; nothing is handed the other way but weights. Each life of a place has the next epoch,
+which was advanced on disk before it began.
 """
 
 from __future__ import annotations
@@ -13,22 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 from rl_cluster.cluster import names
-from rl_cluster.cluster.actors import Actor, spawn
+from rl_cluster.cluster.actors import Actor, Ref, is_here, spawn
 from rl_cluster.cluster.evaluator_actor import EvaluatorActor
 from rl_cluster.cluster.learner_actor import LearnerActor
-from rl_cluster.cluster.messages import (
-    EvaluatorStatus,
-    LearnerStatus,
-    ReplayStatus,
-    RunClock,
-)
+from rl_cluster.cluster.messages import EvaluatorStatus, LearnerStatus, ReplayStatus
 from rl_cluster.cluster.replay_actor import ReplayActor
 from rl_cluster.cluster.rollout_actor import RolloutActor
 from rl_cluster.cluster.worker import Worker
-from rl_cluster.config import RunConfig
+from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec
+from rl_cluster.fence import Fence, advance
+from rl_cluster.replay.block import schema_of
+from rl_cluster.replay.journal import JournalPlace
+from rl_cluster.supervision.health import Deadlines
+
+_FENCE_TIMEOUT_S = 2.0
+_RETIRE_TIMEOUT_S = 60.0
+_FLUSH_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -36,43 +41,114 @@ class TaskPlan:
     """What the actors of one task are made from."""
 
     task: str
-    run: RunConfig
+    run_dir: Path
+    seed: int
     spec: EnvironmentSpec
-    task_dir: Path
     tracker_id: str
-    clock: RunClock
     gpu_share: float
+    deadlines: Deadlines
 
 
 class TaskGroup:
     """Places for a task's replay, learner, rollouts and evaluator, in the order of dependence."""
 
-    def __init__(self, plan: TaskPlan, weights: Actor) -> None:
-        self.plan, self._weights = plan, weights
-        self.config = plan.run.tasks[plan.task]
-        timeout_s = plan.run.supervisor.working_timeout_s
-        task = plan.task
-        self.replay = Worker(names.replay_name(task), task, "replay", timeout_s)
-        self.learner = Worker(names.learner_name(task), task, "learner", timeout_s)
+    def __init__(self, plan: TaskPlan, config: TaskConfig, weights: Actor) -> None:
+        self.plan, self.config, self._weights = plan, config, weights
+        self.evaluates = True
+        """Whether the evaluator belongs to what should run."""
+        task, deadlines = plan.task, plan.deadlines
+        self.replay = Worker(names.replay_name(task), task, "replay", deadlines)
+        self.learner = Worker(names.learner_name(task), task, "learner", deadlines)
         self.rollouts = [
-            Worker(names.rollout_name(task, i), task, "rollout", timeout_s)
-            for i in range(self.config.rollout.actors)
+            Worker(names.rollout_name(task, i), task, "rollout", deadlines)
+            for i in range(config.rollout.actors)
         ]
-        self.evaluator = Worker(names.evaluator_name(task), task, "evaluator", timeout_s)
+        self.evaluator = Worker(names.evaluator_name(task), task, "evaluator", deadlines)
+        self._leaving: tuple[list[Ref], float] | None = None
 
     def workers(self) -> Iterator[Worker]:
         """All places."""
         yield from (self.replay, self.learner, *self.rollouts, self.evaluator)
 
-    def start(self, worker: Worker) -> None:
-        """Make an actor for an empty place; Ray makes it in the background."""
+    def wanted(self) -> Iterator[Worker]:
+        """Places that should be filled while the task is at work."""
+        yield from (self.replay, self.learner, *self.rollouts)
+        if self.evaluates:
+            yield self.evaluator
+
+    def start(self, worker: Worker, now_s: float, wall_s: float) -> None:
+        """Make an actor for an empty place; Ray makes it in the background.
+
+        Args:
+          worker: the place.
+          now_s: the supervisor's watch.
+          wall_s: the run's time at work.
+
+        Raises:
+          FenceHeld: whoever was there before still commits.
+          ValueError: the name is still taken.
+        """
+        path = self.plan.run_dir / "control" / "epochs" / worker.name.replace("/", "-")
+        path.parent.mkdir(exist_ok=True)
+        worker.epoch = advance(path, _FENCE_TIMEOUT_S)
+        fence = Fence(path, worker.epoch)
         makers: dict[str, Any] = {
             "replay": self._start_replay,
             "learner": self._start_learner,
             "rollout": self._start_rollout,
             "evaluator": self._start_evaluator,
         }
-        makers[worker.kind](worker)
+        worker.fill(makers[worker.kind](worker, fence, wall_s), now_s)
+        if worker.kind == "rollout":
+            assert self.replay.actor is not None
+            self.replay.actor.add_rollout.remote(worker.name, worker.epoch, worker.actor)
+
+    def adopt(self, now_s: float) -> None:
+        """Take the actors that an earlier supervisor left."""
+        for worker in self.workers():
+            try:
+                worker.fill(ray.get_actor(worker.name), now_s)
+            except ValueError:  # there is none of that name
+                continue
+
+    def retire(self, now_s: float) -> bool:
+        """Let the learner save, then end every actor; return whether that is done.
+
+        Waits for nothing: call it until it is.
+        """
+        if self._leaving is None:
+            self._leaving = self.save(), now_s + _RETIRE_TIMEOUT_S
+        refs, deadline_s = self._leaving
+        if now_s < deadline_s and not all(map(is_here, refs)):
+            return False
+        self._leaving = None
+        self.stop()
+        return True
+
+    def save(self) -> list[Ref]:
+        """Let the learner save and leave its loop, and replay bring its journal to disk.
+
+        The learner's answer, a `StopReport`, is the first; one that has never said how it is, is
+        still being made and has nothing new to save.
+        """
+        refs: list[Ref] = []
+        if self.learner.actor is not None and self.learner.status is not None:
+            refs.append(self.learner.actor.stop.remote())
+            if self.replay.actor is not None:
+                refs.append(self.replay.actor.flush.remote(_FLUSH_TIMEOUT_S))
+        return refs
+
+    def change(self, config: TaskConfig) -> None:
+        """Let live settings take effect; those made from now on have them anyway."""
+        self.config = config
+        for worker in self.workers():
+            if worker.actor is not None:
+                worker.actor.change.remote(config)
+
+    @property
+    def is_empty(self) -> bool:
+        """No place is filled."""
+        return all(worker.actor is None for worker in self.workers())
 
     def stop(self) -> None:
         """Kill every actor of the task."""
@@ -82,7 +158,7 @@ class TaskGroup:
     @property
     def restarts(self) -> int:
         """Actors that were replaced."""
-        return sum(max(0, worker.starts - 1) for worker in self.workers())
+        return sum(worker.restarts for worker in self.workers())
 
     def failed_collection(self, worker: Worker) -> tuple[int, str]:
         """The life of a rollout whose call for blocks failed last, and why; life 0: none did."""
@@ -107,63 +183,71 @@ class TaskGroup:
         status: EvaluatorStatus | None = self.evaluator.status
         return status
 
-    def _start_replay(self, worker: Worker) -> None:
-        actor = spawn(ReplayActor, worker.name, self.plan.task, self.config, self._seed(worker))
-        worker.filled(actor, None)
+    def _start_replay(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:
+        return spawn(
+            ReplayActor,
+            worker.name,
+            self.plan.task,
+            self.config,
+            self._seed(worker),
+            JournalPlace(
+                self.plan.run_dir / self.plan.task / "replay",
+                schema_of(self.plan.spec.obs_shape, self.plan.spec.obs_dtype),
+                fence,
+            ),
+            fence.epoch,
+        )
 
-    def _start_learner(self, worker: Worker) -> None:
+    def _start_learner(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:
         plan = self.plan
-        actor = spawn(
+        return spawn(
             LearnerActor,
             worker.name,
             plan.task,
             self.config,
             plan.spec,
-            str(plan.task_dir),
+            str(plan.run_dir / plan.task),
             self._seed(worker),
             self.replay.actor,
             self._weights,
             plan.tracker_id,
-            plan.run.supervisor.working_timeout_s,
+            plan.deadlines.working_s,
+            fence,
             max_concurrency=8,
             num_gpus=plan.gpu_share,
         )
-        worker.filled(actor, actor.run.remote())
 
-    def _start_rollout(self, worker: Worker) -> None:
-        index = self.rollouts.index(worker)
-        actor = spawn(
+    def _start_rollout(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:
+        return spawn(
             RolloutActor,
             worker.name,
             self.plan.task,
-            index,
+            self.rollouts.index(worker),
             self.config,
             self._seed(worker),
             self._weights,
-        )
-        worker.filled(actor, None)
-        assert self.replay.actor is not None
-        self.replay.actor.add_rollout.remote(worker.name, worker.starts, actor)
-
-    def _start_evaluator(self, worker: Worker) -> None:
-        plan = self.plan
-        actor = spawn(
-            EvaluatorActor,
-            worker.name,
-            plan.task,
-            self.config,
-            plan.spec,
-            str(plan.task_dir),
-            plan.clock,
+            fence.epoch,
             max_concurrency=2,
         )
-        worker.filled(actor, actor.run.remote())
+
+    def _start_evaluator(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:
+        return spawn(
+            EvaluatorActor,
+            worker.name,
+            self.plan.task,
+            self.config,
+            self.plan.spec,
+            str(self.plan.run_dir / self.plan.task),
+            wall_s,
+            fence,
+            max_concurrency=4,
+        )
 
     def _seed(self, worker: Worker) -> int:
         """A seed of this place, and of this life of it: a second life must not repeat the first.
 
         The learner's is the same in every life: its parameters come from a checkpoint.
         """
-        life = 0 if worker.kind == "learner" else worker.starts + int(self.plan.clock.before_s)
-        root = np.random.SeedSequence([self.plan.run.seed, zlib.crc32(worker.name.encode()), life])
+        life = 0 if worker.kind == "learner" else worker.epoch - 1
+        root = np.random.SeedSequence([self.plan.seed, zlib.crc32(worker.name.encode()), life])
         return int(root.generate_state(1)[0])

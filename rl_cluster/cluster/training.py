@@ -1,123 +1,126 @@
-"""The driver of a run: prepares, starts the supervisor, watches, and leaves nothing behind.
+"""The driver of a run: prepares, hands the run to its keeper, shows it, and asks it to stop.
 
-Invariant: whichever way a run ends, learners were asked to save first, the summary says how it
-ended, and every process that was started is gone when `train` returns.
+Invariant: the run belongs to its keeper. This process reads files and writes one request; its
+death, or its terminal's, changes nothing.
 """
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-from ray.exceptions import RayError
-
-from rl_cluster.checkpoint import CheckpointStore
-from rl_cluster.cluster import names, runtime
-from rl_cluster.cluster.actors import Actor, Ref, cause_of, is_here, read, spawn
-from rl_cluster.cluster.messages import RunClock
-from rl_cluster.cluster.supervisor_actor import RunPlan, SupervisorActor
+from rl_cluster.cluster import runtime
+from rl_cluster.cluster.keeper import launch
 from rl_cluster.config import RunConfig
-from rl_cluster.learner import checkpoint_schema
+from rl_cluster.control import Control
 from rl_cluster.preparation import PreparedRun
-from rl_cluster.run_directory import ClusterAddress, RunDirectory
+from rl_cluster.run_directory import RunDirectory, is_in_use, read_address
 from rl_cluster.signals import StopFlag
-from rl_cluster.telemetry.summary import Summary
+from rl_cluster.telemetry.summary import Summary, read_summary
 
-_LOOK_S = 0.5
-_SAVE_TIMEOUT_S = 6.0
-_CALM_SAVE_TIMEOUT_S = 90.0
+_LOOK_S = 0.3
+_HEIR_S = 20.0
+"""Time for the supervisor to replace a keeper that died."""
 
 
 class RunFailed(RuntimeError):
-    """The run ended without its supervisor; checkpoints up to then are whole."""
+    """The run ended without being complete; checkpoints up to then are whole."""
 
 
 class Interrupted(RuntimeError):
     """Stopped before anything had been learned in this session; what was saved before stands."""
 
 
-def train(
-    requested: RunConfig,
-    prepared: PreparedRun,
-    directory: RunDirectory,
-    stop: StopFlag,
-    show: Callable[[Summary], None],
-) -> Summary:
-    """Run until done, stopped or failed; return the last summary.
+def start(requested: RunConfig, prepared: PreparedRun, directory: RunDirectory) -> None:
+    """Begin a session: write down what was asked for, and hand the directory to a keeper.
 
     Args:
       requested: the configuration as given.
       prepared: what it became on this machine.
-      directory: taken by the caller; released at the end.
-      stop: ends the run, everything saved, once set.
+      directory: taken by the caller.
+    """
+    control = Control(directory.path)
+    for old in ("stop", "recycled"):
+        control.clear(old)
+    for old in ("end", "ended", "enlist", "keeper"):
+        control.forget(old)
+    if directory.is_other(requested):
+        control.forget("wishes")  # what was changed live was changed from another configuration
+    directory.write_configuration(requested, prepared.effective)
+    earlier = directory.earlier_summary()
+    control.write(
+        "session",
+        {
+            "id": uuid.uuid4().hex,
+            "wall_before_s": earlier["wall_s"] if earlier else 0.0,
+            "object_store_bytes": prepared.admission.object_store_bytes,
+        },
+    )
+    directory.forget_address()
+    launch(directory.path, directory.lock_fd)
+    directory.release()
+
+
+def watch(directory: RunDirectory, stop: StopFlag, show: Callable[[Summary], None]) -> Summary:
+    """Show a run that was started until it is over; return its last summary.
+
+    Args:
+      directory: the run's.
+      stop: asks the run to save everything and end, once set.
       show: receives each new summary.
 
     Raises:
-      CheckpointError: the run to resume is of another architecture, or all of it is torn.
       Interrupted: stopped while starting.
-      RunFailed: the supervisor died or did not answer.
+      RunFailed: it could not be started, or its processes are gone.
     """
+    control, started_s = Control(directory.path), time.time()
+    alone_s: float | None = None
+    while True:
+        if stop.wait(_LOOK_S):
+            control.request("stop")
+            time.sleep(_LOOK_S)  # a set flag does not wait
+        summary = directory.earlier_summary()
+        if summary is not None and summary["updated_at"] >= started_s - _LOOK_S:
+            show(summary)
+        if is_in_use(directory.path):
+            alone_s = None
+        elif control.read("ended") is not None:
+            return _last_summary(directory, control)
+        elif alone_s is None:
+            alone_s = time.monotonic()
+        elif time.monotonic() - alone_s > _HEIR_S:
+            raise RunFailed(f"the processes of the run are gone; see {directory.path}/keeper.log")
+
+
+def _last_summary(directory: RunDirectory, control: Control) -> Summary:
+    ended = control.read("ended") or {}
+    if ended["state"] == "failed" and ended["reason"]:
+        raise RunFailed(ended["reason"])
     try:
-        plan = _plan(prepared, directory)
-        directory.write_configuration(requested, prepared.effective)
-        _start_ray(prepared, directory, stop)
-        supervisor = spawn(SupervisorActor, names.SUPERVISOR, plan, max_concurrency=8)
-        return _watch(supervisor, stop, show)
-    except RayError as error:
-        directory.mark_failed()
-        raise RunFailed(f"the supervisor died: {cause_of(error)}") from error
-    finally:
-        runtime.leave()
-        directory.release()
-
-
-def _start_ray(prepared: PreparedRun, directory: RunDirectory, stop: StopFlag) -> None:
-    store_bytes = prepared.admission.object_store_bytes
-    address = runtime.start(prepared.effective.config.cluster, directory.name, store_bytes)
-    if stop:
+        summary = read_summary(directory.path)
+    except FileNotFoundError:
+        raise Interrupted from None
+    if summary["state"] == "running":  # it was ended before it could say so
         raise Interrupted
-    directory.write_address(ClusterAddress(address, directory.name, os.getpid()))
-
-
-def _watch(supervisor: Actor, stop: StopFlag, show: Callable[[Summary], None]) -> Summary:
-    run: Ref = supervisor.run.remote()
-    newest: Ref = supervisor.summary.remote()
-    shown = False
-    while not stop.wait(_LOOK_S) and not is_here(run):
-        if is_here(newest):
-            show(read(newest, _LOOK_S))
-            shown, newest = True, supervisor.summary.remote()
-    if not shown and not is_here(run):
-        raise Interrupted
-    if stop:
-        supervisor.stop.remote()
-    summary: Summary = read(run, _SAVE_TIMEOUT_S if stop else _CALM_SAVE_TIMEOUT_S)
     return summary
 
 
-def _plan(prepared: PreparedRun, directory: RunDirectory) -> RunPlan:
-    config = prepared.effective.config
-    earlier = directory.earlier_summary()
-    return RunPlan(
-        directory.name,
-        directory.path,
-        config,
-        prepared.specs,
-        {
-            task: _tracker_id(directory, task, checkpoint_schema(config.tasks[task].agent, spec))
-            for task, spec in prepared.specs.items()
-        },
-        RunClock(time.time(), earlier["wall_s"] if earlier else 0.0),
-        len(prepared.machine.gpus),
-        earlier,
-    )
+def stop_run(run_dir: Path) -> None:
+    """Let a run save everything and end; return when it is over.
 
+    One whose keeper and supervisor are both gone, or do not get on, is ended as it is.
 
-def _tracker_id(directory: RunDirectory, task: str, schema: dict[str, Any]) -> str:
-    """The identity at trackers that the newest checkpoint holds, or a new one."""
-    store = CheckpointStore(directory.path / task / "checkpoints", keep=1)
-    loaded = store.load_latest(schema)
-    return str(loaded.checkpoint.state["tracker_id"]) if loaded else uuid.uuid4().hex[:12]
+    Raises:
+      RunDirectoryError: it is not running.
+    """
+    read_address(run_dir)
+    control = Control(run_dir.absolute())
+    control.request("stop")
+    deadline_s = time.monotonic() + _HEIR_S
+    while is_in_use(run_dir):
+        time.sleep(_LOOK_S)
+        if time.monotonic() > deadline_s:
+            runtime.end_processes(run_dir.absolute())
+    control.clear("stop")

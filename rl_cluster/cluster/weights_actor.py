@@ -10,6 +10,8 @@ import asyncio
 from collections import defaultdict
 
 from rl_cluster.cluster.actors import Ref
+from rl_cluster.cluster.vitals import Vitals
+from rl_cluster.supervision.health import Health
 from rl_cluster.weights import PublishedWeights, WeightStore
 
 
@@ -17,12 +19,17 @@ class WeightsActor:
     """Newest weights of every task of a run."""
 
     def __init__(self) -> None:
+        self._vitals = Vitals(epoch=0, phase="waiting")
         self._store: WeightStore[list[Ref]] = WeightStore()
         self._published: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
-    async def publish(self, task: str, version: int, payload: list[Ref]) -> bool:
+    async def health(self) -> Health:
+        """Say that it lives."""
+        return self._vitals.report()
+
+    async def publish(self, task: str, epoch: int, version: int, payload: list[Ref]) -> bool:
         """Take a publication; `payload` holds one reference, in a list so that Ray passes it on."""
-        kept = self._store.publish(task, version, payload)
+        kept = self._store.publish(task, epoch, version, payload)
         if kept:
             self._published.pop(task, asyncio.Event()).set()
         return kept

@@ -1,83 +1,101 @@
-"""One supervised actor as the supervisor sees it: what it last said, and how it failed.
+"""One supervised place as the supervisor sees it: who fills it, how it is, how it failed.
 
-Invariant: looking never blocks. A worker has failed when Ray says that it died, when its loop ended
-with an error, or when a question stays unanswered past the heartbeat timeout; Ray itself never
-notices a hang.
+Invariant: looking never blocks. Whoever counts as failed is dead before its place is filled anew:
+its process is killed by number where that is on this host, since Ray takes seconds over a frozen
+one; and each life has an epoch that grows over restarts of everything, which stores check.
 """
 
 from __future__ import annotations
 
-import time
-from typing import Any
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, is_here, read
+from rl_cluster.supervision.health import Deadlines, Health, Observation, failed_because
 from rl_cluster.supervision.plan import Kind, WorkerRecord
 
 _HERE_S = 10.0  # for what was seen to be here
-_START_FACTOR = 5
 
 Notice = dict[str, str]
 """Kind, cause, action and detail of an incident, as its worker words it."""
 
 
+class WorkerState(TypedDict):
+    """What outlives the supervisor."""
+
+    epoch: int
+    restarts: int
+    failures_ago_s: list[float]
+    cause: str
+    fruitless: int
+
+
 class Worker:
     """A place that an actor fills; actors come and go, the place stays."""
 
-    def __init__(self, name: str, task: str, kind: Kind, heartbeat_timeout_s: float) -> None:
+    def __init__(self, name: str, task: str, kind: Kind, deadlines: Deadlines) -> None:
         self.name, self.task, self.kind = name, task, kind
+        self._for_good = kind != "weights"  # Ray brings that one back, with the same handle
         self.actor: Actor | None = None
         self.status: Any = None
-        """What the present actor last answered; None before its first answer."""
-        self.starts = 0
-        self._timeout_s = heartbeat_timeout_s
-        self._loop: Ref | None = None
-        self._question: Ref | None = None
-        self._answered_s = 0.0
+        """Figures that the present actor last gave; None before the first."""
+        self.epoch = 0
+        """Life of this place, over all sessions; 0: never filled."""
+        self.restarts = 0
+        """Lives that ended by a failure."""
+        self._deadlines = deadlines
+        self._seen = Observation(None, 0.0, 0.0)
+        self._asked: dict[str, Ref] = {}
         self._failures_s: list[float] = []
-        self._cause = ""
+        self._cause, self._fruitless = "", 0
+        self._first_progress: int | None = None
 
-    def filled(self, actor: Actor, loop: Ref | None) -> None:
-        """Take a new actor and, where it has one, the call that runs its loop."""
-        self.actor, self._loop, self._question = actor, loop, None
-        self._answered_s = time.monotonic()
-        self.starts += 1
+    @property
+    def health(self) -> Health | None:
+        """What the present actor last said of itself."""
+        return self._seen.health
+
+    def fill(self, actor: Actor, now_s: float) -> None:
+        """Take an actor of `epoch`: a new one, or one that an earlier supervisor started."""
+        self.actor = actor
+        self.status, self._first_progress = None, None
+        self._asked.clear()
+        self._seen = Observation(None, now_s, now_s)
 
     def look(self, now_s: float) -> tuple[str | None, tuple[Notice, ...]]:
-        """Read what has come.
+        """Read what has come, and ask again.
 
         Returns:
-          The cause, if the actor was found to have failed; and notices that came with a new answer.
+          The cause, if the actor was found to have failed; and notices that came with its figures.
         """
         if self.actor is None:
             return None, ()
-        try:
-            if self._loop is not None and is_here(self._loop):
-                read(self._loop, _HERE_S)
-                self._loop = None
-        except RayError as error:
-            return self.fail(now_s, cause_of(error)), ()
         notices: tuple[Notice, ...] = ()
         try:
-            notices = self._ask(now_s)
-        except ActorUnavailableError:
-            self._question = None
+            self._ask("health", lambda health: self._take(health, now_s))
+            if self._seen.health is not None:
+                notices = self._ask_status()
         except RayError as error:
-            return self.fail(now_s, cause_of(error)), ()
-        if now_s - self._answered_s > self._patience_s:
-            return self.fail(now_s, f"no answer for {self._patience_s:.0f} s: hung"), ()
-        return None, notices
-
-    @property
-    def _patience_s(self) -> float:
-        """How long it may say nothing; longer before its first answer, while it loads."""
-        return self._timeout_s * (1 if self.status is not None else _START_FACTOR)
+            return self.fail(now_s, cause_of(error)), notices
+        health = self._seen.health
+        if health is not None and health.epoch < self.epoch:
+            return self.fail(
+                now_s, f"it is life {health.epoch} of its place, and {self.epoch} is due"
+            ), ()
+        cause = failed_because(self._seen, now_s, self._deadlines)
+        return (None if cause is None else self.fail(now_s, cause)), notices
 
     def fail(self, now_s: float, cause: str) -> str:
         """Kill the actor and remember why."""
+        self._fruitless = 0 if self._was_fruitful else self._fruitless + 1
         self.empty()
+        self.restarts += 1
         self._failures_s.append(now_s)
         self._cause = cause
         return cause
@@ -85,28 +103,79 @@ class Worker:
     def empty(self) -> None:
         """Kill the actor, if there is one."""
         if self.actor is not None:
-            ray.kill(self.actor)
-        self.actor = self._loop = self._question = self.status = None
+            kill(self.actor, self._seen.health, self._for_good)
+        self.actor, self.status = None, None
+        self._asked.clear()
+        self._seen = Observation(None, 0.0, 0.0)
+
+    def forgive(self) -> None:
+        """Forget failures: a person wants it tried again."""
+        self._failures_s, self._fruitless = [], 0
 
     def record(self) -> WorkerRecord:
         """This place for the planner."""
+        alive, failures = self.actor is not None, tuple(self._failures_s)
         return WorkerRecord(
-            self.name,
-            self.task,
-            self.kind,
-            self.actor is not None,
-            tuple(self._failures_s),
-            self._cause,
+            self.name, self.task, self.kind, alive, failures, self._cause, self._fruitless
         )
 
-    def _ask(self, now_s: float) -> tuple[Notice, ...]:
+    def state(self, now_s: float) -> WorkerState:
+        """What a later supervisor needs to know of this place."""
+        ago_s = [now_s - failure_s for failure_s in self._failures_s[-100:]]
+        return {
+            "epoch": self.epoch,
+            "restarts": self.restarts,
+            "failures_ago_s": ago_s,
+            "cause": self._cause,
+            "fruitless": self._fruitless,
+        }
+
+    def restore(self, state: WorkerState, now_s: float) -> None:
+        """Go on from what an earlier supervisor knew."""
+        self.epoch, self.restarts = state["epoch"], state["restarts"]
+        self._failures_s = [now_s - ago_s for ago_s in state["failures_ago_s"]]
+        self._cause, self._fruitless = state["cause"], state["fruitless"]
+
+    @property
+    def _was_fruitful(self) -> bool:
+        health = self._seen.health
+        return health is not None and health.progress > (self._first_progress or 0)
+
+    def _take(self, health: Health, now_s: float) -> None:
+        if self._first_progress is None and health.phase != "starting":
+            self._first_progress = health.progress
+        self._seen = self._seen.after(health, now_s)
+
+    def _ask_status(self) -> tuple[Notice, ...]:
+        """Ask for figures; a rollout's come with its blocks, the weights' holder has none."""
+        if self.kind in ("rollout", "weights"):
+            return ()
+        new = self._ask("status", lambda status: setattr(self, "status", status))
+        return getattr(self.status, "notices", ()) if new else ()
+
+    def _ask(self, method: str, take: Callable[[Any], None]) -> bool:
+        """Take the answer to an earlier question, if it is here, and ask the next."""
         assert self.actor is not None
-        notices: tuple[Notice, ...] = ()
-        if self._question is not None and is_here(self._question):
-            self.status = read(self._question, _HERE_S)
-            self._question, self._answered_s = None, now_s
-            notices = getattr(self.status, "notices", ())
-        if self._question is None:
-            method: Any = self.actor.ping if self.kind == "rollout" else self.actor.status
-            self._question = method.remote()
-        return notices
+        asked, answered = self._asked.get(method), False
+        if asked is not None and not is_here(asked):
+            return False
+        if asked is not None:
+            try:
+                take(read(asked, _HERE_S))
+                answered = True
+            except ActorUnavailableError:
+                pass
+        self._asked[method] = getattr(self.actor, method).remote()
+        return answered
+
+
+def kill(actor: Actor, health: Health | None, for_good: bool = True) -> None:
+    """End an actor's process, a frozen one at once where it is on this host.
+
+    Args:
+      for_good: Ray does not bring it back.
+    """
+    if health is not None and health.node_id == str(ray.get_runtime_context().get_node_id()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(health.pid, signal.SIGKILL)
+    ray.kill(actor, no_restart=for_good)

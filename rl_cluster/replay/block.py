@@ -10,6 +10,7 @@ the core and `tail` rows follow it, both repeated in the neighbouring blocks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,6 +155,21 @@ class BlockBuilder:
         rows["policy_versions"][at] = policy_version
         self._used += 1
         return self._seal() if self._used == self._context + self._core + self._tail else None
+
+    def state(self) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+        """Counters, and copies of the rows collected so far by name, for an exact resume."""
+        counters = {"sequence": self._sequence, "core": self._core, "used": self._used}
+        return counters, {name: array[: self._used].copy() for name, array in self._rows.items()}
+
+    def restore(self, counters: Mapping[str, int], rows: Mapping[str, np.ndarray]) -> None:
+        """Go on as the builder that `state` was taken from, made with the same arguments."""
+        self._sequence, self._core = counters["sequence"], counters["core"]
+        self._used, self._rows = counters["used"], {}
+        if rows:
+            frames = rows["observations"]
+            self._rows = self._allocate(frames.shape[1:], frames.dtype)
+        for name, array in self._rows.items():
+            array[: self._used] = rows[name]
 
     def _start(self, observation: np.ndarray) -> None:
         self._rows = self._allocate(observation.shape, observation.dtype)

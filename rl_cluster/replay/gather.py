@@ -7,6 +7,7 @@ memory's turn comes again.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class BlockSource(Protocol[Frames]):
     """The blocks that are drawn from, wherever their frames lie."""
 
     def insert(self, block_id: int, block: Block) -> None:
-        """Hold a block; ids only grow."""
+        """Hold a block; ids come in any order."""
 
     def discard(self, below: int) -> None:
         """Let go of all blocks with smaller ids."""
@@ -138,6 +139,7 @@ class TransitionTable:
     def __init__(self, rule: TransitionRule, length: int) -> None:
         self._rule = rule
         self._places: dict[int, int] = {}
+        self._oldest: list[int] = []  # a heap of ids: older blocks may come later
         self._free: list[int] = []
         self._size = 0
         self._actions = np.zeros((0, length), np.int64)
@@ -157,12 +159,14 @@ class TransitionTable:
         self._rewards[place, :rows] = mapped.rewards
         self._discounts[place, :rows] = mapped.discounts
         self._places[block_id] = self._free.pop()
+        heapq.heappush(self._oldest, block_id)
         return place
 
     def _drop(self, below: int) -> list[int]:
         """Forget blocks with smaller ids; return which they were."""
         dropped = []
-        while self._places and (oldest := next(iter(self._places))) < below:
+        while self._oldest and self._oldest[0] < below:
+            oldest = heapq.heappop(self._oldest)
             self._free.append(self._places.pop(oldest))
             dropped.append(oldest)
         return dropped
@@ -192,7 +196,7 @@ class MappedBlocks(TransitionTable):
         self._start_t = np.zeros((0, length), np.int32)
 
     def insert(self, block_id: int, block: Block) -> None:
-        """Hold a block; ids only grow.
+        """Hold a block; ids come in any order.
 
         Raises:
           ValueError: it was cut for a smaller stack, fewer steps or a greater length.

@@ -1,8 +1,10 @@
 """The replay index: what is kept, how likely each is to be drawn, which block goes next.
 
 The index knows blocks by number and never holds their data. Invariants: priorities are those of
-live transitions only (rows that start none have 0); blocks leave in the order they came; a priority
-that arrives for a block which has left changes nothing.
+live transitions only (rows that start none have 0) and are float32 numbers, so that a checkpoint
+keeps them bit for bit; the ids of all blocks lie within a window as long as there are places, and
+the oldest leave when it moves on; a priority that arrives for a block which has left changes
+nothing.
 """
 
 from __future__ import annotations
@@ -43,12 +45,13 @@ class ReplayIndex:
         rng: np.random.Generator,
     ) -> None:
         self._length = block_length
-        self._slots = max(2, -(-capacity_transitions // block_length))
+        self.places = max(2, -(-capacity_transitions // block_length))
+        """Blocks kept at most."""
         self._exponent = priority_exponent
         self._rng = rng
-        self._tree = SumTree(self._slots * block_length)
-        self._ids = np.full(self._slots, -1, np.int64)
-        self._born = np.zeros(self._slots, np.int64)
+        self._tree = SumTree(self.places * block_length)
+        self._ids = np.full(self.places, -1, np.int64)
+        self._born = np.zeros(self.places, np.int64)
         self._order: deque[tuple[int, BlockInfo]] = deque()
         self._max_priority = 1.0
         self._schema: str | None = None
@@ -59,30 +62,66 @@ class ReplayIndex:
     @property
     def fill(self) -> float:
         """Share of the block places in use."""
-        return len(self._order) / self._slots
+        return len(self._order) / self.places
 
     def insert(self, block_id: int, info: BlockInfo) -> int | None:
-        """Add a block under the next id, counted from 0; return the id that it pushed out, if any.
+        """Add a block under an id above all others, from 0; it gets the greatest priority seen.
+
+        Returns:
+          The newest id that it pushed out, if any: all blocks with ids up to that are gone.
 
         Raises:
           ValueError: its schema differs from the first block's, it is longer than a place, or the
-            id is not the next.
+            id is not above the newest.
         """
-        if self._order and block_id != self._order[-1][0] + 1:
-            raise ValueError(f"block id {block_id} does not follow {self._order[-1][0]}")
+        if self._order and block_id <= self._order[-1][0]:
+            raise ValueError(f"block id {block_id} is not above {self._order[-1][0]}")
         self._check_fits(info)
-        evicted = self._evict() if len(self._order) == self._slots else None
-        slot = block_id % self._slots
-        self._ids[slot] = block_id
-        self._born[slot] = self.inserted_transitions
-        values = np.zeros(self._length)
-        values[: len(info.starts)] = info.starts * self._max_priority
-        self._tree.set(slot * self._length + np.arange(self._length), values)
+        evicted = None
+        while self._order and self._order[0][0] <= block_id - self.places:
+            evicted = self._evict()
         self._order.append((block_id, info))
+        self._hold(block_id, info, self.inserted_transitions, info.starts * self._max_priority)
         self.inserted_transitions += info.transitions
+        return evicted
+
+    def prepend(self, block_id: int, info: BlockInfo, priorities: np.ndarray | None) -> bool:
+        """Add a block that is older than all others, as a resume finds it; nothing is pushed out.
+
+        Args:
+          block_id: below all others; ids in between may be missing.
+          priorities: (core,) float32 as `priorities` gave them; None: the greatest seen.
+
+        Returns:
+          Whether it found a place: not where the newest block is as many ids ahead as there are
+          places, and so not for any older block either.
+
+        Raises:
+          ValueError: as in `insert`, the id is not below the oldest, or a priority is negative or
+            not finite; nothing was changed.
+        """
+        if self._order and block_id >= self._order[0][0]:
+            raise ValueError(f"block id {block_id} is not below {self._order[0][0]}")
+        if self._order and block_id <= self._order[-1][0] - self.places:
+            return False
+        self._check_fits(info)
+        values = self._max_priority if priorities is None else priorities
+        next_born = self.inserted_transitions
+        if self._order:
+            next_born = int(self._born[self._order[0][0] % self.places])
+        self._hold(block_id, info, next_born - info.transitions, info.starts * values)
+        self._order.appendleft((block_id, info))
+        return True
+
+    def _hold(self, block_id: int, info: BlockInfo, born: int, priorities: np.ndarray) -> None:
+        slot = block_id % self.places
+        values = np.zeros(self._length)
+        values[: len(priorities)] = priorities
+        self._tree.set(slot * self._length + np.arange(self._length), values)
+        self._ids[slot] = block_id
+        self._born[slot] = born
         self.transitions += info.transitions
         self.nbytes += info.nbytes
-        return evicted
 
     def sample(self, size: int, importance_exponent: float) -> Sample:
         """Draw `size` transitions in proportion to their priorities, stratified.
@@ -107,17 +146,24 @@ class ReplayIndex:
         """
         if not np.isfinite(td_errors).all():
             raise ValueError("TD errors must be finite; no priority was changed")
-        slots = sample.block_ids % self._slots
+        slots = sample.block_ids % self.places
         live = self._ids[slots] == sample.block_ids
         values = (np.abs(td_errors[live]) + MIN_PRIORITY) ** self._exponent
+        values = values.astype(np.float32)
         if live.any():
             self._tree.set(slots[live] * self._length + sample.rows[live], values)
             self._max_priority = max(self._max_priority, float(values.max()))
 
     def ages(self, sample: Sample) -> np.ndarray:
         """(B,) int64: transitions inserted since each sampled one."""
-        ages: np.ndarray = self.inserted_transitions - self._born[sample.block_ids % self._slots]
+        ages: np.ndarray = self.inserted_transitions - self._born[sample.block_ids % self.places]
         return ages
+
+    def priorities(self) -> tuple[np.ndarray, np.ndarray]:
+        """(k,) int64 ids of all blocks, oldest first, and (k, length) float32 of their rows."""
+        ids = np.array([block_id for block_id, _ in self._order], np.int64)
+        leaves = self._tree.get(np.arange(self.places * self._length)).astype(np.float32)
+        return ids, leaves.reshape(self.places, self._length)[ids % self.places]
 
     def state(self) -> dict[str, Any]:
         """JSON state of the random draws, for a checkpoint."""
@@ -126,14 +172,16 @@ class ReplayIndex:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue the random draws of an earlier index."""
         self._rng.bit_generator.state = state["rng"]
-        self._max_priority = float(state["max_priority"])
+        self._max_priority = float(np.float32(state["max_priority"]))
 
     def check_valid(self) -> None:
         """Raise ValueError unless counters, places and priorities agree."""
-        leaves = self._tree.get(np.arange(self._slots * self._length)).reshape(self._slots, -1)
-        live = {block_id for block_id, _ in self._order}
-        if live != set(self._ids[self._ids >= 0].tolist()):
+        leaves = self._tree.get(np.arange(self.places * self._length)).reshape(self.places, -1)
+        live = [block_id for block_id, _ in self._order]
+        if set(live) != set(self._ids[self._ids >= 0].tolist()):
             raise ValueError("places and queue name different blocks")
+        if live and (sorted(live) != live or live[-1] - live[0] >= self.places):
+            raise ValueError(f"ids from {live[0]} to {live[-1]} in {self.places} places")
         if int((leaves > 0).sum()) != self.transitions:
             raise ValueError("transitions with a priority and the counter differ")
         if not np.isclose(leaves.sum(), self._tree.total):
@@ -154,7 +202,7 @@ class ReplayIndex:
 
     def _evict(self) -> int:
         block_id, info = self._order.popleft()
-        slot = block_id % self._slots
+        slot = block_id % self.places
         self._tree.set(slot * self._length + np.arange(self._length), np.zeros(self._length))
         self._ids[slot] = -1
         self.transitions -= info.transitions

@@ -19,6 +19,9 @@ STORE_MARGIN_BYTES = 200_000_000
 WEIGHT_VERSIONS = 4
 """Versions of the weights that can be alive at once: one held, one arriving, those being read."""
 
+_LEAST_SHARE = 0.1
+"""Of the replay that was asked for; with less, fewer tasks run at once."""
+
 
 class AdmissionError(MemoryError):
     """The run does not fit; the message holds the numbers."""
@@ -52,6 +55,34 @@ class Admission:
     object_store_bytes: int
     host_bytes: int
     """Object store and processes together."""
+
+
+def fit(demands: list[TaskDemand], machine: Machine, games: int) -> tuple[int, float]:
+    """How many tasks, and how much of the replay that they ask for, fit at once.
+
+    Args:
+      demands: of every task; any of them may run together.
+      machine: what there is.
+      games: tasks that should run at once.
+
+    Returns:
+      Tasks that fit at once, at most `games`, and the share of their blocks that each may keep.
+
+    Raises:
+      AdmissionError: not even one fits with the least replay that is worth having.
+    """
+    largest = sorted(demands, key=lambda demand: demand.store_bytes, reverse=True)
+    for count in range(min(games, len(demands)), 0, -1):
+        chosen = largest[:count]
+        processes = sum(demand.processes for demand in chosen) * PROCESS_BYTES + RAY_BYTES
+        room = min(machine.shared_memory_bytes, machine.memory_bytes - processes)
+        fixed = sum(d.store_bytes - d.blocks * d.block_bytes for d in chosen) + STORE_MARGIN_BYTES
+        wanted = sum(demand.blocks * demand.block_bytes for demand in chosen)
+        share = min(1.0, (room - fixed) / wanted)
+        if share >= _LEAST_SHARE:
+            return count, share
+    admit(largest[:1], machine)  # says with numbers why it does not fit
+    return 1, _LEAST_SHARE
 
 
 def admit(demands: list[TaskDemand], machine: Machine) -> Admission:

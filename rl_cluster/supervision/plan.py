@@ -1,10 +1,10 @@
-"""What to do about workers that failed: a pure function from records to actions.
+"""What to do about what should run and what runs: a pure function from records to actions.
 
 Erlang's rules. One for one for learners, rollouts and evaluators; rest for one for replay, on which
-learner and rollouts of its task work. Restarts wait twice as long each
-time within a window, and after too many the task is parked with its reason while the others go on.
-Invariant: the same records and the same random state give the same actions; nothing is started for
-a parked task.
+learner and rollouts of its task work. Restarts wait twice as long each time within a window, and
+after too many, or after several that brought no progress, the task is parked with its reason while
+the others go on. Invariant: the same records and the same random state give the same actions;
+nothing is started for a task that should not run.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["replay", "learner", "rollout", "evaluator"]
+Kind = Literal["replay", "learner", "rollout", "evaluator", "weights"]
 
 _RESTARTED_WITH: Mapping[Kind, tuple[Kind, ...]] = {
     "replay": ("learner", "rollout"),
     "learner": (),
     "rollout": (),
     "evaluator": (),
+    "weights": (),
 }
 
 
@@ -32,6 +33,19 @@ class RestartRule:
     backoff_s: float
     max_restarts: int
     window_s: float
+    max_backoff_s: float = 60.0
+    max_fruitless: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What should run."""
+
+    tasks: frozenset[str]
+    """Tasks that should be at work."""
+    given_up: frozenset[str]
+    """Single workers that their task does without."""
+    rule: RestartRule
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,8 @@ class WorkerRecord:
     """Times of its failures, oldest first."""
     cause: str = ""
     """Of the newest failure."""
+    fruitless: int = 0
+    """Lives in a row that ended without progress."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,13 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Retire:
+    """Let a task save and end its workers: its place is another's now."""
+
+    task: str
+
+
+@dataclass(frozen=True)
 class Park:
     """Give a task up until a person says otherwise."""
 
@@ -79,40 +102,57 @@ class GiveUp:
     reason: str
 
 
-Action = Start | Stop | Park | GiveUp
+Action = Start | Stop | Retire | Park | GiveUp
 
 
 def plan(
-    workers: Sequence[WorkerRecord],
-    parked: frozenset[str],
-    now_s: float,
-    rule: RestartRule,
-    rng: np.random.Generator,
+    desired: Desired, actual: Sequence[WorkerRecord], now_s: float, rng: np.random.Generator
 ) -> list[Action]:
     """Actions that bring actual workers to the desired ones.
 
     Args:
-      workers: every desired worker; `alive` tells whether it runs.
-      parked: tasks, and single workers, that were given up.
+      desired: which tasks should run, and how restarts are limited.
+      actual: every worker of every task; `alive` tells whether it runs.
       now_s: present time, on the clock of `failures_s`.
-      rule: intensity limit and back-off.
       rng: source of the back-off's jitter (± 20 %).
     """
-    actions: list[Action] = []
-    given_up = set(parked)
-    for worker in workers:
+    unwanted = {w.task for w in actual if w.alive and w.task not in desired.tasks}
+    actions: list[Action] = [Retire(task) for task in sorted(unwanted)]
+    given_up = set(desired.given_up)
+    wanted = [w for w in actual if w.task in desired.tasks]
+    for worker in wanted:
         starting = {action.worker for action in actions if isinstance(action, Start)}
         if worker.alive or worker.name in starting or given_up & {worker.name, worker.task}:
             continue
-        recent = [t for t in worker.failures_s if now_s - t <= rule.window_s]
-        if len(recent) > rule.max_restarts:
-            reason = _parked_because(worker, len(recent), rule)
+        reason = _hopeless_because(worker, now_s, desired.rule)
+        if reason is not None:
             optional = worker.kind == "evaluator"
             given_up.add(worker.name if optional else worker.task)
             actions.append(GiveUp(worker.name, reason) if optional else Park(worker.task, reason))
-        elif _is_due(recent, now_s, rule, rng) and not _lacks_replay(worker, workers, starting):
-            actions += _restart(worker, workers)
-    return [a for a in actions if isinstance(a, Park) or _task(a, workers) not in given_up]
+        elif _is_due(worker, now_s, desired.rule, rng) and not _lacks_replay(
+            worker, wanted, starting
+        ):
+            actions += _restart(worker, wanted)
+    return [a for a in actions if not _is_for(a, given_up, wanted)]
+
+
+def _hopeless_because(worker: WorkerRecord, now_s: float, rule: RestartRule) -> str | None:
+    recent = _recent(worker, now_s, rule)
+    if len(recent) > rule.max_restarts:
+        return (
+            f"{worker.name} failed {len(recent)} times within {rule.window_s:.0f} s, more than the "
+            f"{rule.max_restarts} restarts allowed; last cause: {worker.cause}"
+        )
+    if worker.fruitless > rule.max_fruitless:
+        return (
+            f"{worker.name} failed {worker.fruitless} times in a row without any progress, more "
+            f"than the {rule.max_fruitless} allowed; last cause: {worker.cause}"
+        )
+    return None
+
+
+def _recent(worker: WorkerRecord, now_s: float, rule: RestartRule) -> list[float]:
+    return [t for t in worker.failures_s if now_s - t <= rule.window_s]
 
 
 def _lacks_replay(
@@ -126,12 +166,14 @@ def _lacks_replay(
 
 
 def _is_due(
-    recent_s: Sequence[float], now_s: float, rule: RestartRule, rng: np.random.Generator
+    worker: WorkerRecord, now_s: float, rule: RestartRule, rng: np.random.Generator
 ) -> bool:
-    if not recent_s:
+    """The first restart in a window is due at once, each further one later."""
+    recent_s = _recent(worker, now_s, rule)
+    if len(recent_s) < 2:
         return True
-    wait_s = rule.backoff_s * 2 ** (len(recent_s) - 1) * rng.uniform(0.8, 1.2)
-    return bool(now_s - recent_s[-1] >= wait_s)
+    wait_s = min(rule.max_backoff_s, rule.backoff_s * 2 ** (len(recent_s) - 2))
+    return bool(now_s - recent_s[-1] >= wait_s * rng.uniform(0.8, 1.2))
 
 
 def _restart(worker: WorkerRecord, workers: Sequence[WorkerRecord]) -> list[Action]:
@@ -141,12 +183,8 @@ def _restart(worker: WorkerRecord, workers: Sequence[WorkerRecord]) -> list[Acti
     return [*stops, Start(worker.name), *(Start(w.name) for w in dependents)]
 
 
-def _task(action: Start | Stop | GiveUp, workers: Sequence[WorkerRecord]) -> str:
-    return next(w.task for w in workers if w.name == action.worker)
-
-
-def _parked_because(worker: WorkerRecord, failures: int, rule: RestartRule) -> str:
-    return (
-        f"{worker.name} failed {failures} times within {rule.window_s:.0f} s, more than the "
-        f"{rule.max_restarts} restarts allowed; last cause: {worker.cause}"
-    )
+def _is_for(action: Action, given_up: set[str], workers: Sequence[WorkerRecord]) -> bool:
+    """Whether a worker's action came before its task was parked in the same plan."""
+    if isinstance(action, Park | Retire):
+        return False
+    return next(w.task for w in workers if w.name == action.worker) in given_up

@@ -28,6 +28,7 @@ from rl_cluster.telemetry.formatting import (
 from rl_cluster.telemetry.summary import Evaluation, Summary, TaskSummary, is_stale
 
 _STATE_STYLES = {
+    "queued": "cyan",
     "starting": "cyan",
     "warming_up": "cyan",
     "running": "green",

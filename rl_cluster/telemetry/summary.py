@@ -21,7 +21,7 @@ FILE_NAME = "summary.json"
 
 RunState = Literal["running", "completed", "interrupted", "failed"]
 TaskState = Literal[
-    "starting", "warming_up", "running", "paused", "waiting", "completed", "failed"
+    "queued", "starting", "warming_up", "running", "paused", "waiting", "completed", "failed"
 ]  # fmt: skip
 
 

@@ -89,8 +89,8 @@ class Publishing:
         self._newest, self._bytes = np.empty(0, np.float32), 0
         self._batch = _batch(CONFIG.learner.batch)
         self._update_ms = self._time_updates()
-        weights = spawn(WeightsActor, "weights", stateless=True)
-        self._publisher = WeightsPublisher(weights, TASK)
+        weights = spawn(WeightsActor, "weights", restarted_by_ray=True)
+        self._publisher = WeightsPublisher(weights, TASK, epoch=1)
         self._receivers = [
             spawn(Receiver, f"rollout:{index}", weights) for index in range(max(counts))
         ]

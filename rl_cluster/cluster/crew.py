@@ -1,0 +1,137 @@
+"""The supervisor's hands: every worker of a run, and the weights' holder, looked at and mended.
+
+Invariant: what is to be done is decided by `supervision.plan` from records; here it is only done.
+Nothing here waits for a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from ray.exceptions import RayError
+
+from rl_cluster.cluster import names
+from rl_cluster.cluster.actors import Actor, cause_of, spawn
+from rl_cluster.cluster.task_group import TaskGroup
+from rl_cluster.cluster.weights_actor import WeightsActor
+from rl_cluster.cluster.worker import Worker, WorkerState
+from rl_cluster.fence import FenceHeld
+from rl_cluster.supervision.health import Deadlines
+from rl_cluster.supervision.plan import (
+    Desired,
+    GiveUp,
+    Park,
+    RestartRule,
+    Retire,
+    Start,
+    Stop,
+    plan,
+)
+
+Say = Callable[..., None]
+"""Writes an incident: task, worker, kind, cause, action, detail."""
+
+
+class Crew:
+    """All workers of a run."""
+
+    def __init__(self, rule: RestartRule, deadlines: Deadlines, seed: int, say: Say) -> None:
+        self.groups: dict[str, TaskGroup] = {}
+        self._rule, self._say = rule, say
+        self._rng = np.random.default_rng(seed)
+        self.weights: Actor = spawn(WeightsActor, names.WEIGHTS, restarted_by_ray=True)
+        self._weights_place = Worker(names.WEIGHTS, "", "weights", deadlines)
+        self._weights_place.fill(self.weights, 0.0)
+
+    def restore(self, states: dict[str, WorkerState], now_s: float, adopt: Iterable[str]) -> None:
+        """Go on from what an earlier supervisor knew, and take the live actors of some tasks."""
+        adopted = set(adopt)
+        for group in self.groups.values():
+            for worker in group.workers():
+                if worker.name in states:
+                    worker.restore(states[worker.name], now_s)
+            if group.plan.task in adopted:
+                group.adopt(now_s)
+
+    def states(self, now_s: float) -> dict[str, WorkerState]:
+        """What a later supervisor needs to know."""
+        return {
+            worker.name: worker.state(now_s)
+            for group in self.groups.values()
+            for worker in group.workers()
+        }
+
+    def look(self, now_s: float) -> None:
+        """Read what workers said; say who failed."""
+        self._look_at_weights(now_s)
+        for group in self.groups.values():
+            for worker in group.workers():
+                self._look_at(group, worker, now_s)
+
+    def mend(
+        self, tasks: frozenset[str], given_up: frozenset[str], now_s: float, wall_s: float
+    ) -> tuple[list[Park], list[GiveUp]]:
+        """Bring what runs to what should; return what was given up, for the supervisor to keep."""
+        for group in self.groups.values():
+            if not group.evaluates:
+                group.evaluator.empty()
+        workers = {w.name: w for group in self.groups.values() for w in group.wanted()}
+        records = [worker.record() for worker in workers.values()]
+        parks: list[Park] = []
+        gifts: list[GiveUp] = []
+        for action in plan(Desired(tasks, given_up, self._rule), records, now_s, self._rng):
+            if isinstance(action, Park):
+                parks.append(action)
+            elif isinstance(action, GiveUp):
+                gifts.append(action)
+                self._say(
+                    "worker_parked", action.reason, "training goes on", workers[action.worker]
+                )
+            elif isinstance(action, Retire):
+                self.groups[action.task].retire(now_s)
+            elif isinstance(action, Stop):
+                self._say("worker_replaced", action.reason, "restart", workers[action.worker])
+                workers[action.worker].empty()
+            else:
+                assert isinstance(action, Start)
+                self._start(workers[action.worker], now_s, wall_s)
+        return parks, gifts
+
+    def _start(self, worker: Worker, now_s: float, wall_s: float) -> None:
+        try:
+            self.groups[worker.task].start(worker, now_s, wall_s)
+        except ValueError:
+            # The one before has still to give up its name: the next tick tries again.
+            return
+        except (RayError, FenceHeld) as error:
+            worker.fail(now_s, cause_of(error))
+
+    def _look_at(self, group: TaskGroup, worker: Worker, now_s: float) -> None:
+        cause, notices = worker.look(now_s)
+        if cause is None and worker.actor is not None:
+            life, collect_cause = group.failed_collection(worker)
+            if life == worker.epoch:
+                cause = worker.fail(now_s, collect_cause)
+        if cause is not None:
+            self._say("worker_failed", cause, "restart", worker)
+        for notice in notices:
+            self._say(notice["kind"], notice["cause"], notice["action"], worker, notice["detail"])
+
+    def _look_at_weights(self, now_s: float) -> None:
+        """Ray brings it back by itself when it dies; one that hangs has to die first."""
+        place = self._weights_place
+        cause, _ = place.look(now_s)
+        if cause is not None:
+            self._say("worker_failed", cause, "restarted by Ray", place)
+            place.fill(self.weights, now_s)
+
+
+def sayer(hub: Any) -> Say:
+    """Incidents of workers, as the hub writes them."""
+
+    def say(kind: str, cause: str, action: str, worker: Worker, detail: str = "") -> None:
+        hub.incident(worker.task or None, worker.name, kind, cause, action, detail)
+
+    return say

@@ -1,0 +1,229 @@
+"""The keeper of a run: starts its cluster and its supervisor, and brings back what died of them.
+
+A process of its own in a session of its own, so that no terminal, notebook or job takes it along;
+it calls Ray's start-up and nothing else of Ray, since whoever is connected to a cluster dies with
+it. The supervisor watches the keeper as the keeper watches it, and each replaces the other.
+Invariant: it holds the run directory's lock; when it returns, how the run ended is written down and
+no process of the run is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rl_cluster.cluster import runtime
+from rl_cluster.config_file import load
+from rl_cluster.control import RUN_MARK, Control, PulseReader
+from rl_cluster.run_directory import RunDirectory, RunDirectoryError, read_cluster
+from rl_cluster.service import Notifier
+from rl_cluster.signals import StopFlag
+from rl_cluster.supervision.health import Watch
+from rl_cluster.telemetry.incidents import Incident, IncidentLog
+from rl_cluster.telemetry.summary import RunState
+
+_log = logging.getLogger(__name__)
+_LOOK_S = 0.25
+_HURRY_S = 7.0
+"""Longest that a run may take to save when it is asked to stop."""
+_SILENT_S = 15.0
+_STARTING_S = 90.0
+_MAX_RESTARTS, _WINDOW_S = 5, 600.0
+
+
+class Keeper:
+    """Keeps one run until it is over."""
+
+    def __init__(self, directory: RunDirectory, stop: StopFlag) -> None:
+        self._directory, self._stop = directory, stop
+        self._control = Control(directory.path)
+        self._watch = Watch(longest_tick_s=2.0)
+        self._supervisor = PulseReader(self._control, "supervisor", 0.0)
+        self._starter: subprocess.Popen[bytes] | None = None
+        self._seen_alive, self._shot = False, False
+        self._stop_asked_s: float | None = None
+        self._restarts_s: list[float] = []
+        self._systemd = Notifier()
+
+    def run(self, adopt: bool) -> int:
+        """Keep the run; return the exit code of its end.
+
+        Args:
+          adopt: go on with the cluster that a keeper before this one left.
+        """
+        os.environ[RUN_MARK] = str(self._directory.path)
+        self._control.sign("keeper", os.getpid())
+        if not adopt or not self._has_cluster:
+            self._start_cluster()
+        self._systemd.ready()
+        state, reason = self._keep()
+        self._control.write("ended", {"state": state, "reason": reason})
+        left = runtime.end_processes(self._directory.path)
+        if left:
+            _log.error("processes that do not die: %s", left)
+        self._directory.forget_address()
+        self._directory.release()
+        return {"completed": 0, "interrupted": 130}.get(state, 1)
+
+    def _keep(self) -> tuple[RunState, str | None]:
+        """Look, and look again, until the run is over; say how it ended."""
+        while True:
+            if self._stop.wait(_LOOK_S):
+                self._control.request("stop")
+            now_s = self._watch.look(time.monotonic())
+            self._control.beat("keeper")
+            if (end := self._control.read("end")) is not None:
+                return end["state"], end["reason"]
+            if self._stop_overdue(now_s):
+                return "interrupted", "it did not save in time: its last checkpoints stand"
+            if (failure := self._starter_failure()) is not None:
+                return "failed", failure
+            if self._control.requested("recycled"):
+                self._restart("the supervisor asked for a new cluster", now_s)
+            elif (cause := self._lost_because(now_s)) is not None:
+                self._restarts_s = [t for t in self._restarts_s if now_s - t < _WINDOW_S]
+                if len(self._restarts_s) >= _MAX_RESTARTS:
+                    return "failed", f"{_MAX_RESTARTS} restarts of the cluster in vain: {cause}"
+                self._restarts_s.append(now_s)
+                self._say(cause)
+                self._restart(cause, now_s)
+
+    @property
+    def _has_cluster(self) -> bool:
+        cluster = read_cluster(self._directory.path)
+        return cluster is not None and cluster.alive
+
+    def _start_cluster(self) -> None:
+        """Start an empty cluster and, beside it, the program that enlists the supervisor."""
+        self._seen_alive = self._shot = False
+        self._control.clear("recycled")
+        config, session = load(self._directory.path / "config.yaml"), self._control.read("session")
+        assert session is not None
+        self._starter = subprocess.Popen(
+            [sys.executable, "-m", "rl_cluster.cluster.enlist", str(self._directory.path)],
+            stdin=subprocess.DEVNULL,
+        )
+        self._directory.write_address(
+            runtime.start(config.cluster, self._directory.name, session["object_store_bytes"])
+        )
+        self._supervisor.reset(self._watch.look(time.monotonic()))
+
+    def _restart(self, cause: str, now_s: float) -> None:
+        _log.warning("new cluster: %s", cause)
+        self._directory.forget_address()
+        runtime.end_processes(self._directory.path)
+        self._start_cluster()
+
+    def _lost_because(self, now_s: float) -> str | None:
+        """Why the cluster has to be made anew; None while it lives."""
+        if not self._has_cluster:
+            return "a process of the cluster itself died"
+        silence_s = self._supervisor.silence_s(now_s)
+        if silence_s < 2.0:
+            self._seen_alive, self._shot = self._seen_alive or self._starter_is_done, False
+            self._systemd.alive()
+        limit_s = _SILENT_S if self._seen_alive else _STARTING_S
+        if silence_s < limit_s:
+            return None
+        process = self._control.signed("supervisor")
+        if self._seen_alive and not self._shot and process is not None:
+            # Ray brings it back, in a cluster that works: nothing of the run is lost by it.
+            self._shot = True
+            self._supervisor.reset(now_s)
+            self._say_and_shoot(process.pid if process.alive else None, silence_s)
+            return None
+        return f"the supervisor has been silent for {silence_s:.0f} s"
+
+    @property
+    def _starter_is_done(self) -> bool:
+        return self._starter is None or self._starter.poll() is not None
+
+    def _starter_failure(self) -> str | None:
+        if self._starter is None or not self._starter.poll():
+            return None
+        said = self._control.read("enlist") or {}
+        return str(
+            said.get("error") or f"it could not be started: see {self._directory.path}/keeper.log"
+        )
+
+    def _stop_overdue(self, now_s: float) -> bool:
+        if not self._control.requested("stop"):
+            return False
+        if self._stop_asked_s is None:
+            self._stop_asked_s = now_s
+        return not self._seen_alive or now_s - self._stop_asked_s > _HURRY_S
+
+    def _say_and_shoot(self, pid: int | None, silence_s: float) -> None:
+        self._say(
+            f"the supervisor has been silent for {silence_s:.0f} s", "killed; Ray restarts it"
+        )
+        if pid is not None:
+            try:
+                os.kill(pid, 9)
+            except ProcessLookupError:
+                return
+
+    def _say(self, cause: str, action: str = "a new cluster, and every task resumes") -> None:
+        incident = Incident(time.time(), None, "keeper", "cluster_lost", cause, action)
+        try:
+            log = IncidentLog(self._directory.path)
+            log.append(incident)
+            log.close()
+        except OSError as error:
+            _log.error("incident not written (%s): %s", error, incident)
+
+
+def launch(run_dir: Path, lock_fd: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a keeper in a session of its own; with `lock_fd` it is handed the run's lock."""
+    handed = [] if lock_fd is None else ["--lock-fd", str(lock_fd)]
+    command = [sys.executable, "-m", "rl_cluster.cluster.keeper", str(run_dir), *handed]
+    kept = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") or name in kept
+    }
+    with (run_dir / "keeper.log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            pass_fds=[] if lock_fd is None else [lock_fd],
+            start_new_session=True,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Keep the run in a directory."""
+    parser = argparse.ArgumentParser(prog="rl-cluster-keeper", description=main.__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--lock-fd", type=int)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    stop = StopFlag()
+    stop.install()
+    directory = RunDirectory(arguments.run, arguments.lock_fd)
+    if arguments.lock_fd is None:
+        control = Control(directory.path)
+        if control.read("session") is None or control.read("ended") is not None:
+            _log.info("%s is no run that was cut off: nothing to keep", directory.path)
+            return 0
+        try:
+            directory.take_lock()
+        except RunDirectoryError as error:
+            _log.info("%s", error)
+            return 2
+    directory.sign()
+    return Keeper(directory, stop).run(adopt=arguments.lock_fd is None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The journal beside the replay actor: it reads blocks out of the object store, and puts them back.
+
+Invariant: nothing here runs on the actor's event loop but what returns at once; a block is read
+without a copy, and one that comes back is owned by the actor that calls for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RayError
+
+from rl_cluster.cluster.actors import Ref, read
+from rl_cluster.cluster.messages import notice
+from rl_cluster.config import TaskConfig
+from rl_cluster.replay.block import Block, BlockInfo
+from rl_cluster.replay.journal import Journal, JournalLimits, JournalPlace
+from rl_cluster.replay.journal_segments import RefusedRecord
+from rl_cluster.replay.journal_writer import JournalStatus, JournalWriter
+
+_READ_TIMEOUT_S = 10.0
+_REASONS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class BlockBack:
+    """A block that is in the object store again."""
+
+    block_id: int
+    info: BlockInfo
+    ref: Ref
+
+
+class ReplayJournal:
+    """Writes blocks by reference, and restores them.
+
+    Args:
+      place: where, and of what schema.
+      config: of the task.
+
+    Raises:
+      JournalSchemaError: the journal there holds another schema.
+    """
+
+    def __init__(self, place: JournalPlace, config: TaskConfig) -> None:
+        limits = JournalLimits(config.replay.journal_max_bytes, config.replay.disk_reserve_bytes)
+        journal = Journal(place, limits)
+        self.next_block_id = journal.next_block_id
+        self._schema, self._config = place.schema, config
+        self._found = journal.found()
+        self._refused: list[str] = []
+        self._writer = JournalWriter(journal, _block_of)
+
+    def offer(self, block_id: int, ref: Ref, nbytes: int) -> None:
+        """Write a block soon."""
+        self._writer.offer(block_id, ref, nbytes)
+
+    def discard(self, below: int) -> None:
+        """Blocks with smaller ids are not needed any more."""
+        self._writer.discard(below)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all that was offered is on disk; whether it is."""
+        return self._writer.flush(timeout_s)
+
+    def status(self) -> JournalStatus:
+        """Where the writer stands."""
+        return self._writer.status()
+
+    def bring_back(self, from_id: int) -> BlockBack | None:
+        """Put the next older block into the object store; None: there is no more from `from_id` on.
+
+        Raises:
+          RayError: the object store does not take it.
+        """
+        for found in self._found:
+            if isinstance(found, RefusedRecord):
+                self._refused.append(found.reason)
+            elif found.block_id < from_id:
+                return None
+            elif reason := self._does_not_fit(found.block):
+                self._refused.append(f"block {found.block_id} {reason}")
+            else:
+                return BlockBack(found.block_id, found.block.info(), ray.put(found.block))
+        return None
+
+    @property
+    def refused(self) -> int:
+        """Records that could not be used."""
+        return len(self._refused)
+
+    def take_notices(self) -> list[dict[str, str]]:
+        """What the writer has to tell since the last call."""
+        return [
+            notice(each.kind, each.cause, each.action, each.detail)
+            for each in self._writer.take_notices()
+        ]
+
+    def damage(self) -> list[dict[str, str]]:
+        """One notice of all that was refused."""
+        if not self._refused:
+            return []
+        shown = "; ".join(self._refused[:_REASONS_SHOWN])
+        more = len(self._refused) - _REASONS_SHOWN
+        cause = shown + (f"; and {more} more" if more > 0 else "")
+        action = f"left out {len(self._refused)} records; whole ones beside them are used"
+        return [notice("journal_damaged", cause, action)]
+
+    def _does_not_fit(self, block: Block) -> str | None:
+        agent, length = self._config.agent, self._config.rollout.block_length
+        tail = len(block.observations) - block.context - block.core
+        if block.schema != self._schema:
+            return f"holds {block.schema}; this task has {self._schema}"
+        if block.core > length:
+            return f"has {block.core} core rows; this replay takes {length}"
+        if block.context < agent.frame_stack - 1 or tail < agent.n_step:
+            return (
+                f"has {block.context} rows before its core and {tail} behind it: too few for a "
+                f"stack of {agent.frame_stack} and n = {agent.n_step}"
+            )
+        return None
+
+
+def _block_of(ref: Ref) -> Block | None:
+    """The block in shared memory; None where it was lost with its node."""
+    try:
+        block: Block = read(ref, _READ_TIMEOUT_S)
+    except RayError:
+        return None
+    return block

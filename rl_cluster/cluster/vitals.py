@@ -1,0 +1,79 @@
+"""What every worker says of itself when the supervisor asks: does it live, does it get on.
+
+Invariant: the answer is made by another thread than the work, from numbers that the work leaves
+behind, so it tells a worker that computes from one that hangs; only one that holds the interpreter,
+or was frozen, cannot answer at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psutil
+import ray
+
+from rl_cluster.cluster.actors import cause_of
+from rl_cluster.supervision.health import Health, Phase
+
+_log = logging.getLogger(__name__)
+
+
+class Vitals:
+    """The record that a worker's threads write and its `health` reads."""
+
+    def __init__(self, epoch: int, phase: Phase) -> None:
+        self.epoch = epoch
+        self._phase: Phase = phase
+        self._progress = 0
+        self._failure: str | None = None
+        self._process = psutil.Process()
+
+    def progress(self) -> None:
+        """Note that the work got on by a step."""
+        self._progress += 1
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Be in another phase for a while."""
+        before, self._phase = self._phase, phase
+        self._progress += 1
+        try:
+            yield
+        finally:
+            self._phase = before
+            self._progress += 1
+
+    def enter(self, phase: Phase) -> None:
+        """Be in another phase from now on."""
+        self._phase = phase
+        self._progress += 1
+
+    def keep(self, loop: Callable[[], None], name: str) -> None:
+        """Run a worker's loop in a thread of its own; where it ends by an error, so does the worker."""
+
+        def run() -> None:
+            try:
+                loop()
+            except Exception as error:  # noqa: BLE001 - thread boundary: the supervisor hears of it
+                _log.exception("%s failed", name)
+                self._failure = cause_of(error)
+            else:
+                self.enter("ended")
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+    def report(self) -> Health:
+        """The answer to the supervisor."""
+        return Health(
+            epoch=self.epoch,
+            phase=self._phase,
+            progress=self._progress,
+            memory_bytes=int(self._process.memory_info().rss),
+            pid=os.getpid(),
+            node_id=str(ray.get_runtime_context().get_node_id()),
+            failure=self._failure,
+        )

@@ -1,0 +1,141 @@
+"""RUN/control: what a run's processes tell each other through files, so that none needs another.
+
+Invariant: every file is replaced whole or only touched, so a reader sees an old one or a new one,
+and none is needed to start a run: a lost one costs what it said. Pulses are told by their change,
+never by the time they carry, so a clock that jumps says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rl_cluster.telemetry.summary import write_text_atomically
+
+RUN_MARK = "RL_CLUSTER_RUN"
+"""Environment variable, in every process of a kept run, that holds the run's directory."""
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process that cannot be mistaken for a later one of the same number."""
+
+    pid: int
+    start_ticks: int
+    """Clock ticks from the boot to its start, which no change of the clock moves."""
+    boot_id: str
+
+    @staticmethod
+    def of(pid: int) -> ProcessId:
+        """The process that has this number now.
+
+        Raises:
+          ProcessLookupError: there is none.
+        """
+        return ProcessId(pid, int(_stat(pid)[19]), boot_id())
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, or is stopped, but is not a zombie."""
+        try:
+            fields = _stat(self.pid)
+        except ProcessLookupError:
+            return False
+        return (int(fields[19]), boot_id()) == (self.start_ticks, self.boot_id) and fields[0] != "Z"
+
+
+def boot_id() -> str:
+    """The kernel's name for the time since the last boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third on: state, parent, … (proc(5))."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError as error:
+        raise ProcessLookupError(pid) from error
+    return text[text.rindex(")") + 2 :].split()
+
+
+class Control:
+    """The control files of one run."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "control"
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def request(self, what: str) -> None:
+        """Ask for `stop` or `recycle`."""
+        (self.path / f"{what}.request").touch()
+
+    def requested(self, what: str) -> bool:
+        """Whether that was asked for."""
+        return (self.path / f"{what}.request").exists()
+
+    def clear(self, what: str) -> None:
+        """It was done, or is no longer wanted."""
+        (self.path / f"{what}.request").unlink(missing_ok=True)
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Replace NAME.json.
+
+        Raises:
+          OSError: the disk is full or gone; the old file stays.
+        """
+        text = json.dumps(content, allow_nan=False, indent=1)
+        write_text_atomically(self.path / f"{name}.json", text)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """NAME.json, or None where there is none, or none that is whole."""
+        try:
+            content = json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def forget(self, name: str) -> None:
+        """Remove NAME.json."""
+        (self.path / f"{name}.json").unlink(missing_ok=True)
+
+    def sign(self, role: str, pid: int) -> None:
+        """Say which process plays a role now."""
+        self.write(role, asdict(ProcessId.of(pid)))
+
+    def signed(self, role: str) -> ProcessId | None:
+        """The process that last said that it plays a role."""
+        content = self.read(role)
+        return None if content is None else ProcessId(**content)
+
+    def beat(self, role: str) -> None:
+        """Show that whoever plays a role gets on."""
+        (self.path / f"{role}.pulse").touch()
+
+    def pulse(self, role: str) -> int | None:
+        """A number that changes with every beat; None before the first."""
+        try:
+            return os.stat(self.path / f"{role}.pulse").st_mtime_ns
+        except OSError:
+            return None
+
+
+class PulseReader:
+    """How long ago a role's pulse last changed, on the reader's own clock."""
+
+    def __init__(self, control: Control, role: str, now_s: float) -> None:
+        self._control, self._role = control, role
+        self._last, self._changed_s = control.pulse(role), now_s
+
+    def silence_s(self, now_s: float) -> float:
+        """Seconds since the last change that was seen, or since `reset`."""
+        pulse = self._control.pulse(self._role)
+        if pulse != self._last:
+            self._last, self._changed_s = pulse, now_s
+        return now_s - self._changed_s
+
+    def reset(self, now_s: float) -> None:
+        """Give it time from now on."""
+        self._changed_s = now_s

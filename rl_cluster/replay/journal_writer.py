@@ -1,0 +1,177 @@
+"""The journal's thread: blocks are written beside the work, and nothing waits for the disk.
+
+Invariant: what waits to be written are handles of blocks that lie elsewhere, bounded in bytes; a
+block that finds no room is skipped and counted. Whatever goes wrong in the thread ends the journal
+and is told as a notice; it never reaches who offers blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rl_cluster.replay.block import Block
+from rl_cluster.replay.journal import Journal, JournalNotice
+
+WAITING_BYTES = 48 << 20
+
+_log = logging.getLogger(__name__)
+
+Fetch = Callable[[Any], Block | None]
+"""The block of a handle, best without a copy; None where it is gone."""
+
+
+@dataclass(frozen=True)
+class JournalStatus:
+    """Where a journal stands."""
+
+    state: Literal["off", "writing", "paused"]
+    blocks: int
+    """Block ids between the oldest on disk and the newest."""
+    nbytes: int
+    lacking: int
+    """Blocks that were skipped since the start."""
+
+
+OFF = JournalStatus("off", 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    block_id: int
+    handle: Any
+    nbytes: int
+
+
+class JournalWriter:
+    """Writes what it is offered.
+
+    Args:
+      journal: used by the thread alone from now on.
+      fetch: called in the thread.
+      waiting_bytes: of blocks that wait.
+    """
+
+    def __init__(self, journal: Journal, fetch: Fetch, waiting_bytes: int = WAITING_BYTES) -> None:
+        self._journal, self._fetch, self._limit = journal, fetch, waiting_bytes
+        self._changed = threading.Condition()
+        self._waiting: deque[_Waiting | threading.Event] = deque()
+        self._waiting_bytes, self._below = 0, 0
+        self._skipped, self._behind = 0, False
+        self._gone, self._closed, self._failed = 0, False, False
+        self._notices: deque[JournalNotice] = deque()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def offer(self, block_id: int, handle: Any, nbytes: int) -> None:
+        """Write a block soon; ids only grow."""
+        with self._changed:
+            if self._failed or self._waiting_bytes + nbytes > self._limit:
+                self._skip()
+                return
+            self._waiting.append(_Waiting(block_id, handle, nbytes))
+            self._waiting_bytes += nbytes
+            self._changed.notify()
+
+    def discard(self, below: int) -> None:
+        """Blocks with smaller ids are not needed any more."""
+        self._below = below
+
+    def flush(self, timeout_s: float) -> bool:
+        """Whether all that was offered so far is on disk, but for what was skipped."""
+        done = threading.Event()
+        with self._changed:
+            if self._failed:
+                return False
+            self._waiting.append(done)
+            self._changed.notify()
+        return done.wait(timeout_s) and not self._failed and not self._journal.paused
+
+    def close(self, timeout_s: float) -> None:
+        """Write what waits, seal, and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    def status(self) -> JournalStatus:
+        """Where it stands."""
+        journal = self._journal
+        lacking = journal.lacking + self._skipped + self._gone
+        if self._failed:
+            return JournalStatus("off", journal.blocks, journal.nbytes, lacking)
+        state: Literal["paused", "writing"] = (
+            "paused" if journal.paused or self._behind else "writing"
+        )
+        return JournalStatus(state, journal.blocks, journal.nbytes, lacking)
+
+    def take_notices(self) -> list[JournalNotice]:
+        """What happened since the last call."""
+        own = [self._notices.popleft() for _ in range(len(self._notices))]
+        return self._journal.take_notices() + own
+
+    def _skip(self) -> None:
+        self._skipped += 1
+        if not self._behind and not self._failed:
+            self._behind = True
+            cause = f"the disk is slower than collection: {self._waiting_bytes:,} bytes wait"
+            action = "training goes on; blocks are skipped until half of that is written"
+            self._notices.append(JournalNotice("journal_paused", cause, action))
+
+    def _caught_up(self) -> None:
+        if self._behind and self._waiting_bytes <= self._limit // 2:
+            self._behind = False
+            action = f"goes on; it lacks {self._skipped} blocks since the start"
+            self._notices.append(JournalNotice("journal_resumed", "the disk caught up", action))
+
+    def _run(self) -> None:
+        try:
+            self._write_for_ever()
+        except Exception as error:  # noqa: BLE001 - thread boundary
+            _log.exception("the journal ends")
+            cause = f"{type(error).__name__}: {error}"
+            action = "training goes on without it: a resume finds the replay as it is on disk now"
+            self._notices.append(JournalNotice("journal_stopped", cause, action))
+            self._fail()
+
+    def _fail(self) -> None:
+        with self._changed:
+            self._failed = True
+            for item in self._waiting:
+                if isinstance(item, threading.Event):
+                    item.set()
+                else:
+                    self._skipped += 1
+            self._waiting.clear()
+
+    def _write_for_ever(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting and not self._closed:
+                    self._changed.wait(0.5)
+                item = self._waiting.popleft() if self._waiting else None
+                if item is None and self._closed:
+                    break
+            if isinstance(item, threading.Event):
+                self._journal.flush()
+                item.set()
+            elif item is not None:
+                self._write(item)
+            self._journal.flush_if_due()
+            self._journal.discard(self._below)
+            del item  # or an evicted block stays where it lies until the next one comes
+        self._journal.close()
+
+    def _write(self, item: _Waiting) -> None:
+        block = self._fetch(item.handle)
+        if block is None:
+            self._gone += 1
+        else:
+            self._journal.append(item.block_id, block)
+        with self._changed:
+            self._waiting_bytes -= item.nbytes
+            self._caught_up()

@@ -1,0 +1,105 @@
+"""Whether a worker is well: a pure judgement of what it said, and of how long it says nothing new.
+
+Invariant: a worker has failed when it says so, when it answers nothing for as long as its phase may
+take, or when it answers, at work, without any progress for that long. Time is the supervisor's own
+watch, which stands still while the supervisor does: whoever was frozen together with everybody else
+accuses nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["starting", "working", "waiting", "saving", "ended"]
+"""`waiting`: no progress is due, as between two calls; `ended`: the loop was left as asked."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a worker says."""
+
+    epoch: int
+    """Which life of its place it is."""
+    phase: Phase
+    progress: int
+    """Grows with every step of its work."""
+    memory_bytes: int
+    """Resident."""
+    pid: int
+    node_id: str
+    failure: str | None = None
+    """Why its loop ended, where it ended by an error."""
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds that each phase may take without a sign of progress."""
+
+    starting_s: float
+    working_s: float
+    saving_s: float
+
+    def of(self, phase: Phase) -> float | None:
+        """Seconds without progress that a phase allows; None: any."""
+        return {
+            "starting": self.starting_s,
+            "working": self.working_s,
+            "saving": self.saving_s,
+            "waiting": None,
+            "ended": None,
+        }[phase]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the supervisor knows of one worker."""
+
+    health: Health | None
+    """Its newest answer; None before the first."""
+    answered_s: float
+    """When that came, or when the worker was started."""
+    progressed_s: float
+    """When its progress or its phase last changed."""
+
+    def after(self, health: Health, now_s: float) -> Observation:
+        """Take in a new answer."""
+        old = self.health
+        moved = old is None or (old.progress, old.phase) != (health.progress, health.phase)
+        return Observation(health, now_s, now_s if moved else self.progressed_s)
+
+
+def failed_because(seen: Observation, now_s: float, deadlines: Deadlines) -> str | None:
+    """Why a worker counts as failed; None while it is well."""
+    health = seen.health
+    if health is not None and health.failure is not None:
+        return health.failure
+    phase: Phase = "starting" if health is None else health.phase
+    silence_s, silent_limit_s = now_s - seen.answered_s, deadlines.of(phase) or deadlines.working_s
+    if silence_s > silent_limit_s:
+        return f"no answer for {silence_s:.0f} s while {phase} (limit {silent_limit_s:g} s): hung"
+    stuck_s, limit_s = now_s - seen.progressed_s, deadlines.of(phase)
+    if limit_s is not None and stuck_s > limit_s:
+        return f"alive without progress for {stuck_s:.0f} s while {phase} (limit {limit_s:g} s)"
+    return None
+
+
+class Watch:
+    """Seconds that the supervisor has really watched.
+
+    Args:
+      longest_tick_s: more than this between two looks was no watching: the host slept, the process
+        was frozen or starved, and the others may have been, too.
+    """
+
+    def __init__(self, longest_tick_s: float) -> None:
+        self._longest_s = longest_tick_s
+        self._last_s: float | None = None
+        self._watched_s = 0.0
+
+    def look(self, monotonic_s: float) -> float:
+        """Watched seconds so far."""
+        if self._last_s is not None:
+            self._watched_s += min(max(0.0, monotonic_s - self._last_s), self._longest_s)
+        self._last_s = monotonic_s
+        return self._watched_s
