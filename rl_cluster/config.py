@@ -270,9 +270,9 @@ class PressureConfig(_Settings):
     """Share of time in which somebody waits for memory (PSI some, avg10): steps down."""
     memory_stall_low: Share = 0.02
     """Share below which it may step up."""
-    store_used_high: Share = 0.97
+    store_used_high: Share = 0.985
     """Share of the object store in use at which the load steps down."""
-    store_used_low: Share = 0.9
+    store_used_low: Share = 0.96
     """Share below which it may step up."""
     gpu_memory_free_low: Share = 0.03
     """Share of GPU memory free at which the load steps down."""
@@ -286,10 +286,8 @@ class PressureConfig(_Settings):
     """Hottest sensor, °C, at which the load steps down."""
     temperature_low_c: PositiveFloat = 80.0
     """Hottest sensor, °C, below which it may step up."""
-    others_cpu_high: Share = 0.9
-    """Share of the cores that other programs use at which the load steps down."""
     others_cpu_low: Share = 0.4
-    """Share below which it may step up."""
+    """Share of the cores that other programs use from which it does not step up."""
 
 
 @dataclasses.dataclass(frozen=True)

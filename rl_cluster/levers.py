@@ -7,7 +7,6 @@ changed part is told by its owner, between two steps.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any, Literal
 
 from rl_cluster import config_file
 from rl_cluster.config import ConfigError, RunConfig, TaskConfig
+
+_ONLY = "task"
 
 Worker = Literal["learner", "replay", "rollout", "evaluator"]
 
@@ -64,8 +65,16 @@ def apply_change(config: RunConfig, change: Change) -> RunConfig:
 
 
 def apply(config: TaskConfig, setting: str, value: Any) -> TaskConfig:
-    """One task's configuration with one setting changed; the rest as `apply_change`."""
-    return apply_change(RunConfig({"task": config}), Change("task", setting, value)).tasks["task"]
+    """One task's configuration with one setting changed.
+
+    Raises:
+      ConfigError: as `apply_change` does, without the task's name.
+    """
+    change = Change(_ONLY, setting, value)
+    try:
+        return apply_change(RunConfig({_ONLY: config}), change).tasks[_ONLY]
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"tasks.{_ONLY}.", "")) from error
 
 
 def _set(task: dict[str, Any], setting: str, value: Any) -> None:
@@ -89,9 +98,3 @@ def _nearest(name: str, known: Mapping[str, str]) -> str:
     if close:
         return f"did you mean {known[close[0]]!r}?"
     return f"known here: {', '.join(dict.fromkeys(known.values()))}"
-
-
-def values(config: TaskConfig) -> dict[str, Any]:
-    """Every live setting as it is now."""
-    tree = dataclasses.asdict(config)
-    return {live: tree[group][name] for live in LIVE for group, _, name in [live.partition(".")]}

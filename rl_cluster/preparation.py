@@ -35,6 +35,7 @@ from rl_cluster.supervision.admission import Admission, TaskDemand, admit, fit
 from rl_cluster.supervision.load import Load
 from rl_cluster.supervision.tiers import CUSTOM, LoadRule, LoadState
 
+_STORE_SLACK = 1.06
 _WORKERS_BESIDE_ROLLOUTS = 3  # replay, learner, evaluator
 
 
@@ -51,6 +52,15 @@ class PreparedRun:
     """Of those that run at once."""
     most_games: int
     """Tasks that fit at once."""
+
+    @property
+    def store_capacity_bytes(self) -> int:
+        """What the object store may grow to: a little more than was admitted.
+
+        Memory that is never touched costs nothing, and a store that is never full never looks so.
+        """
+        wanted = int(_STORE_SLACK * self.admission.object_store_bytes)
+        return min(self.machine.shared_memory_bytes, wanted)
 
 
 def prepare(config: RunConfig) -> PreparedRun:

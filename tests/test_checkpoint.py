@@ -525,6 +525,9 @@ def check_whole(directory, expected):
     assert (checkpoint.step, checkpoint.state["life"]) in expected, checkpoint.state
     assert float(checkpoint.model["weight"][-1]) == checkpoint.step == checkpoint.state["step"]
     assert store.load_best().step in (1, 2)
+    for path in directory.glob("0*"):
+        if ".tmp-" not in path.name:
+            store.load(path)
     store.save(content(9, "after"))
     litter = [name for name in os.listdir(directory) if ".tmp-" in name]
     assert not litter, litter

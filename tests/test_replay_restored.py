@@ -221,6 +221,30 @@ def test_learning_goes_on_while_blocks_come_back_whatever_is_damaged(tmp_path: P
     task.kill()
 
 
+def test_restoring_takes_the_object_store_and_no_other_memory(tmp_path: Path) -> None:
+    """60 blocks of 1.5 MB."""
+    shape, schema = (512, 512), "uint8[512,512]"
+    journal = Journal(JournalPlace(tmp_path, schema), JournalLimits(1 << 30, 0))
+    for block_id in range(PLACES):
+        assert journal.append(block_id, numbered_block(block_id, obs_shape=shape))
+    replay = spawn(ReplayActor, "large", "task", CONFIG, 0, JournalPlace(tmp_path, schema))
+    pid = read(replay.health.remote(), TIMEOUT_S).pid
+    before = private_bytes(pid)
+    read(replay.attach.remote(None), TIMEOUT_S)
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while (status := read(replay.status.remote(), TIMEOUT_S)).restored_blocks < PLACES:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    assert status.nbytes > 90_000_000
+    assert private_bytes(pid) - before < 25_000_000
+    ray.kill(replay)
+
+
+def private_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
 def test_a_journal_of_another_task_is_refused(tmp_path: Path) -> None:
     written_by_another(tmp_path, 3)
     place = JournalPlace(tmp_path, "float32[4]")

@@ -74,7 +74,7 @@ def _plan(prepared: PreparedRun, directory: RunDirectory) -> RunPlan:
         },
         machine=prepared.machine,
         most_games=prepared.most_games,
-        object_store_bytes=prepared.admission.object_store_bytes,
+        object_store_bytes=prepared.store_capacity_bytes,
     )
 
 

@@ -57,7 +57,7 @@ class Keeper:
         Args:
           adopt: go on with the cluster that a keeper before this one left.
         """
-        os.environ[RUN_MARK] = str(self._directory.path)
+        os.environ[RUN_MARK] = str(self._directory.path)  # `rl-cluster keep` comes without it
         self._control.sign("keeper", os.getpid())
         if not adopt or not self._has_cluster:
             self._start_cluster()
@@ -179,8 +179,11 @@ class Keeper:
             _log.error("incident not written (%s): %s", error, incident)
 
 
-def launch(run_dir: Path, lock_fd: int | None = None) -> subprocess.Popen[bytes]:
-    """Start a keeper in a session of its own; with `lock_fd` it is handed the run's lock."""
+def launch(run_dir: Path, lock_fd: int | None = None) -> None:
+    """Start a keeper that is nobody's child; with `lock_fd` it is handed the run's lock.
+
+    Ray kills the children of a worker that ends, whatever their session.
+    """
     handed = [] if lock_fd is None else ["--lock-fd", str(lock_fd)]
     command = [sys.executable, "-m", "rl_cluster.cluster.keeper", str(run_dir), *handed]
     kept = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR")
@@ -188,10 +191,11 @@ def launch(run_dir: Path, lock_fd: int | None = None) -> subprocess.Popen[bytes]
         name: value
         for name, value in os.environ.items()
         if not name.startswith("RAY_") or name in kept
-    }
+    } | {RUN_MARK: str(run_dir)}
     with (run_dir / "keeper.log").open("ab") as log:
-        return subprocess.Popen(
-            command,
+        subprocess.run(
+            ["/bin/sh", "-c", '"$@" &', "sh", *command],
+            check=True,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -6,7 +6,7 @@ without a copy, and one that comes back is owned by the actor that calls for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import RayError
@@ -82,7 +82,10 @@ class ReplayJournal:
             elif reason := self._does_not_fit(found.block):
                 self._refused.append(f"block {found.block_id} {reason}")
             else:
-                return BlockBack(found.block_id, found.block.info(), ray.put(found.block))
+                info = found.block.info()
+                # A copy, or the index would keep the whole block in this actor's memory, too.
+                info = replace(info, policy_versions=info.policy_versions.copy())
+                return BlockBack(found.block_id, info, ray.put(found.block))
         return None
 
     @property

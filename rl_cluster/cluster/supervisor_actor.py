@@ -75,7 +75,7 @@ class SupervisorActor:
         self._control = Control(run.run_dir)
         self._control.sign("supervisor", os.getpid())
         self._watch = Watch(longest_tick_s=2 * _TICK_S)
-        self._keeper = PulseReader(self._control, "keeper", 0.0)
+        self._keeper, self._heir_is_due = PulseReader(self._control, "keeper", 0.0), False
         self._hub = TelemetryHub(run.name, run.run_dir, config, run.tracker_ids)
         self._wishes = self._known_wishes()
         self._lock = threading.Lock()
@@ -383,14 +383,16 @@ class SupervisorActor:
         process = self._control.signed("keeper")
         if process is None:  # no keeper was asked for
             return
-        alive = process.alive
-        if alive and self._keeper.silence_s(now_s) < _KEEPER_SILENT_S:
+        alive, silence_s = process.alive, self._keeper.silence_s(now_s)
+        if silence_s < (_KEEPER_SILENT_S if alive or self._heir_is_due else _TICK_S):
+            self._heir_is_due = self._heir_is_due and not alive
             return
         cause = "it does not get on: hung" if alive else "it died"
         self._hub.incident(None, "keeper", "worker_failed", cause, "another is started")
         if alive:
             os.kill(process.pid, signal.SIGKILL)
         launch(self._run.run_dir)
+        self._heir_is_due = True
         self._keeper.reset(now_s)
 
     def _write_rows(self) -> None:

@@ -55,7 +55,7 @@ def start(requested: RunConfig, prepared: PreparedRun, directory: RunDirectory) 
         {
             "id": uuid.uuid4().hex,
             "wall_before_s": earlier["wall_s"] if earlier else 0.0,
-            "object_store_bytes": prepared.admission.object_store_bytes,
+            "object_store_bytes": prepared.store_capacity_bytes,
         },
     )
     directory.forget_address()

@@ -53,7 +53,7 @@ class Vitals:
         self._progress += 1
 
     def keep(self, loop: Callable[[], None], name: str) -> None:
-        """Run a worker's loop in a thread of its own; where it ends by an error, so does the worker."""
+        """Run a worker's loop in a thread of its own; an error that ends it is its failure."""
 
         def run() -> None:
             try:

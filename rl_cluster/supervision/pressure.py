@@ -8,6 +8,7 @@ in no figure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -125,7 +126,7 @@ def _figures(reading: Reading, at: PressureConfig) -> Iterator[_Figure]:
     )  # fmt: skip
     yield _Figure(
         "CPU used by other programs", reading.others_cpu_share,
-        at.others_cpu_high, at.others_cpu_low, False, _share,
+        math.inf, at.others_cpu_low, False, _share,  # a busy CPU is slow, but it ends no host
     )  # fmt: skip
 
 
