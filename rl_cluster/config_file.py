@@ -28,6 +28,7 @@ from rl_cluster.config import (
 )
 
 _ADAPTER = TypeAdapter(RunConfig)
+_TASK_ADAPTER = TypeAdapter(TaskConfig)
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -67,6 +68,11 @@ def from_mapping(raw: Mapping[str, Any], overrides: Iterable[str] = ()) -> RunCo
 def dump(config: RunConfig) -> str:
     """YAML text that `load` turns into an equal configuration."""
     return str(yaml.safe_dump(to_mapping(config), sort_keys=False))
+
+
+def task_mapping(config: TaskConfig) -> dict[str, Any]:
+    """Plain data of one task's settings, as JSON carries it."""
+    return dict(_TASK_ADAPTER.dump_python(config, mode="json"))
 
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:

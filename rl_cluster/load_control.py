@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,13 +83,19 @@ class LoadControl:
         self.state = tiers.request(self.state, tier, self._rule(1))
 
     def tick(
-        self, now_s: float, able: Mapping[str, int], custom: Load, store_share: float | None
+        self,
+        now_s: float,
+        able: Mapping[str, int],
+        at_work: Set[str],
+        custom: Load,
+        store_share: float | None,
     ) -> str | None:
         """Look at the machine; return what changed, and why, where something did.
 
         Args:
           now_s: the supervisor's watch.
           able: tasks that could train, with their priorities.
+          at_work: those whose workers are made.
           custom: what the tasks configure, all at once.
           store_share: share of the object store in use.
         """
@@ -103,7 +109,7 @@ class LoadControl:
         self.state, reason = tiers.next_load(
             self.state, self.pressure, now_s, self._rule(len(able))
         )
-        self._rotate(now_s, able)
+        self._rotate(now_s, able, at_work)
         try:
             self._boots.note(self.state.load, time.time())
         except OSError as error:
@@ -132,11 +138,16 @@ class LoadControl:
         except OSError as error:
             _log.error("boot journal not written: %s", error)
 
-    def _rotate(self, now_s: float, able: Mapping[str, int]) -> None:
+    def _rotate(self, now_s: float, able: Mapping[str, int], at_work: Set[str]) -> None:
         passed_s = 0.0 if self._rotated_s is None else max(0.0, now_s - self._rotated_s)
         self._rotated_s = now_s
         places = [
-            replace(self._places.get(name, TaskPlace(name)), priority=priority, able=True)
+            replace(
+                self._places.get(name, TaskPlace(name)),
+                priority=priority,
+                able=True,
+                at_work=name in at_work,
+            )
             for name, priority in able.items()
         ]
         away = [replace(p, able=False) for name, p in self._places.items() if name not in able]

@@ -8,15 +8,22 @@ filled anew only behind the gathers that read it, and a batch says what its read
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rl_cluster.agents.captured import as_torch, on_device
+from rl_cluster.agents.captured import as_torch, on_device, page_locked
 from rl_cluster.replay.block import Block, schema_of
-from rl_cluster.replay.gather import Batch, BatchRing, TransitionTable
+from rl_cluster.replay.gather import (
+    Allocate,
+    Batch,
+    BatchRing,
+    BlockSource,
+    MappedBlocks,
+    TransitionTable,
+)
 from rl_cluster.replay.index import Sample
 from rl_cluster.replay.transitions import TransitionRule, block_transitions
 
@@ -178,3 +185,26 @@ def _as_words(frames: Tensor, count: int) -> Tensor:
     flat = frames.view(count, -1).view(torch.uint8)
     word = next(word for word in _WORDS if flat.shape[1] % word.itemsize == 0)
     return flat.view(word)
+
+
+def block_source(
+    config: TaskConfig, spec: EnvironmentSpec, device: torch.device
+) -> BlockSource[Any]:
+    """What a task's batches are drawn from: frames on the device, or where replay has them."""
+    agent, length = config.agent, config.rollout.block_length
+    rule = TransitionRule(agent.frame_stack, agent.n_step, agent.discount, agent.reward_clip)
+    if not _is_resident(config, device):
+        return MappedBlocks(rule, length)
+    places = resident_places(config)
+    return ResidentBlocks(rule, length, places, spec.obs_shape, spec.obs_dtype, device)
+
+
+def batch_memory(config: TaskConfig, device: torch.device) -> Allocate[Any]:
+    """How the memory of a task's batches is made."""
+    if _is_resident(config, device):
+        return on_device(device)
+    return page_locked if device.type == "cuda" else np.empty
+
+
+def _is_resident(config: TaskConfig, device: torch.device) -> bool:
+    return device.type == "cuda" and config.learner.resident_share > 0

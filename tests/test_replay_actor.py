@@ -5,30 +5,40 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from learning_samples import agent
 
+from rl_cluster.checkpoint import CheckpointStore
 from rl_cluster.cluster.messages import ReplayState, SampleReply, SampleRequest
 from rl_cluster.cluster.replay_actor import ReplayActor
 from rl_cluster.cluster.replay_journal import BlockBack
+from rl_cluster.cluster.saves import _replay_state, _replay_tensors
 from rl_cluster.config import LearnerConfig, ReplayConfig, RolloutConfig, TaskConfig
+from rl_cluster.learner import Learner
 from rl_cluster.replay.block import BlockInfo
+from rl_cluster.replay.journal import JournalPlace
 from rl_cluster.rollout import CollectReport
 
 LENGTH, BATCH = 4, 8
 
 
-def actor(capacity: int = 40) -> ReplayActor:
-    config = TaskConfig(
+def config_of(capacity: int) -> TaskConfig:
+    return TaskConfig(
         rollout=RolloutConfig(block_length=LENGTH, blocks_per_collect=1),
         replay=ReplayConfig(
             capacity_transitions=capacity, min_transitions=LENGTH, samples_per_insert=1.0
         ),
         learner=LearnerConfig(batch=BATCH),
     )
-    return ReplayActor("task", config, seed=0)
+
+
+def actor(capacity: int = 40) -> ReplayActor:
+    return ReplayActor("task", config_of(capacity), seed=0)
 
 
 def insert(replay: ReplayActor, blocks: int) -> None:
@@ -202,6 +212,21 @@ def test_what_lets_go_never_names_a_block_that_still_comes_back() -> None:
     assert [block_id for _, block_id, _ in later.new_blocks] == [20, 21, 22, 23, 24]
 
 
+def test_a_checkpoint_while_blocks_come_back_keeps_the_priorities_of_those_to_come(
+    tmp_path: Path,
+) -> None:
+    replay = ReplayActor("task", config_of(40), 0, JournalPlace(tmp_path, "uint8[2]"))
+    ids = np.arange(5, 20)
+    priorities = np.random.default_rng(1).uniform(0.1, 2, (15, LENGTH)).astype(np.float32)
+    counters = state_of(replay).counters | {"next_block_id": 20}
+    replay._continue(ReplayState(counters, ids, priorities))
+    assert come_back(replay, 19) and come_back(replay, 18)
+    saved = state_of(replay)
+    assert sorted(saved.block_ids.tolist()) == list(range(10, 20))  # ten places
+    for block_id, row in zip(saved.block_ids.tolist(), saved.priorities, strict=True):
+        assert row.tobytes() == priorities[block_id - 5].tobytes()
+
+
 def test_without_a_journal_a_checkpoint_keeps_no_priorities() -> None:
     replay = actor()
     insert(replay, 3)
@@ -209,3 +234,30 @@ def test_without_a_journal_a_checkpoint_keeps_no_priorities() -> None:
     assert len(state.block_ids) == len(state.priorities) == 0
     assert asyncio.run(replay.flush(1.0))
     assert asyncio.run(replay.status()).journal_state == "off"
+
+
+def test_a_checkpoint_carries_priorities_to_disk_and_back(tmp_path: Path) -> None:
+    priorities = np.random.default_rng(1).random((3, LENGTH)).astype(np.float32)
+    state = ReplayState(
+        state_of(actor()).counters, np.array([4, 5, 9]), np.ascontiguousarray(priorities)
+    )
+    state.priorities.flags.writeable = False  # as Ray gives it
+    learner = Learner(agent(), torch.device("cpu"), 1, lambda version, flat: None, {})
+    CheckpointStore(tmp_path, keep=1).save(
+        learner.checkpoint({"replay": state.counters}, _replay_tensors(state))
+    )
+    loaded = CheckpointStore(tmp_path, keep=1).load_latest()
+    assert loaded is not None
+    learner.restore(loaded.checkpoint)
+    found = _replay_state(loaded.checkpoint)
+    assert found is not None and found.counters == state.counters
+    np.testing.assert_array_equal(found.block_ids, state.block_ids)
+    assert found.priorities.tobytes() == priorities.tobytes()
+
+
+def test_a_checkpoint_without_priorities_still_loads() -> None:
+    learner = Learner(agent(), torch.device("cpu"), 1, lambda version, flat: None, {})
+    counters = state_of(actor()).counters
+    found = _replay_state(learner.checkpoint({"replay": counters}))
+    assert found is not None and found.counters == counters and len(found.block_ids) == 0
+    assert _replay_state(learner.checkpoint({"replay": None}, _replay_tensors(None))) is None

@@ -10,6 +10,7 @@ import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from naive_replay import (
 )
 from small_disk import fill, small_disk
 
+from rl_cluster.fence import Fence, StaleEpoch, advance
 from rl_cluster.replay import journal_format
 from rl_cluster.replay.journal import Journal, JournalLimits, JournalPlace, JournalSchemaError
 from rl_cluster.replay.journal_format import RecordError, decode, encode
@@ -38,6 +40,7 @@ from rl_cluster.replay.journal_segments import (
     RestoredBlock,
     list_segments,
     newest_first,
+    segment_name,
 )
 from rl_cluster.replay.transitions import TransitionRule
 
@@ -377,6 +380,30 @@ def damage(path: Path, how: str, rng: np.random.Generator) -> int:
     return 2
 
 
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=60),
+            st.sampled_from([journal_format.MAGIC, b"RLB", encode(3, numbered_block(3))]),
+            st.just(journal_format.end_mark(9)),
+        ),
+        max_size=8,
+    ),
+    st.booleans(),
+)
+@settings(unhurried, max_examples=200)
+def test_whatever_lies_in_a_file_only_whole_blocks_come_out(
+    parts: list[bytes], sealed: bool
+) -> None:
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        (directory / segment_name(0, "0" * 8, sealed)).write_bytes(b"".join(parts))
+        ids, reasons = read(directory)
+        assert ids == ([3] if encode(3, numbered_block(3)) in parts else [])
+        assert reasons or not sealed or journal_format.end_mark(9) in parts
+        assert writer(directory).next_block_id > 0
+
+
 def test_a_damaged_length_costs_its_own_record_only(tmp_path: Path) -> None:
     write(writer(tmp_path, limits(100)), 5)
     path = list_segments(tmp_path)[0].path
@@ -668,3 +695,19 @@ def test_a_writer_whose_epoch_is_over_changes_nothing(tmp_path: Path) -> None:
         with pytest.raises(Taken):
             attempt()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_new_life_ends_the_old_one_s_writing(tmp_path: Path) -> None:
+    """With the fence that runs carry."""
+    epochs = tmp_path / "epoch"
+    first = Journal(
+        JournalPlace(tmp_path / "replay", SCHEMA, Fence(epochs, advance(epochs, 1.0))), limits()
+    )
+    write(first, 6)
+    second = Journal(
+        JournalPlace(tmp_path / "replay", SCHEMA, Fence(epochs, advance(epochs, 1.0))), limits()
+    )
+    with pytest.raises(StaleEpoch):
+        write(first, 1)
+    assert write(second, 2) == [6, 7]
+    assert read(tmp_path / "replay") == ([7, 6, 5, 4, 3, 2, 1, 0], [])

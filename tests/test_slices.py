@@ -156,3 +156,13 @@ def test_places_go_through_json_so_that_a_restart_goes_on() -> None:
 def test_a_damaged_place_is_refused(damage: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(damage))):
         TaskPlace.from_record({**TaskPlace("game").to_record(), **damage})
+
+
+def test_a_slice_begins_when_its_workers_are_made() -> None:
+    """Else slices shorter than a start would be over before anybody had trained."""
+    starting = tuple(replace(t, at_work=False) for t in rotate(places(0, 0), 1, 0.0, SLICE_S))
+    tasks = rotate(starting, 1, 2 * SLICE_S, SLICE_S)
+    assert active(tasks) == ["game-0"]
+    tasks = rotate([replace(t, at_work=True) for t in tasks], 1, SLICE_S - 1.0, SLICE_S)
+    assert active(tasks) == ["game-0"]
+    assert active(rotate(tasks, 1, 1.0, SLICE_S)) == ["game-1"]

@@ -25,7 +25,7 @@ from rl_cluster.config_file import load
 from rl_cluster.control import Control
 from rl_cluster.learner import checkpoint_schema
 from rl_cluster.preparation import PreparedRun, prepare, with_added
-from rl_cluster.run_directory import ClusterAddress, RunDirectory, read_cluster
+from rl_cluster.run_directory import RunDirectory, read_cluster
 from rl_cluster.supervision.admission import AdmissionError
 
 _CLUSTER_TIMEOUT_S = 60.0
@@ -39,8 +39,7 @@ def main(run_dir: Path) -> int:
         config = with_added(load(run_dir / "config.yaml"), wishes.get("added", {}))
         prepared = prepare(config)
         plan = _plan(prepared, RunDirectory(run_dir))
-        cluster = _await_cluster(run_dir)
-        runtime.join(cluster)
+        _join_cluster(run_dir)
         spawn(SupervisorActor, names.SUPERVISOR, plan, max_concurrency=8, restarted_by_ray=True)
         actor = ray.get_actor(names.SUPERVISOR)
         ray.get(actor.health.remote(), timeout=_CLUSTER_TIMEOUT_S)
@@ -52,13 +51,19 @@ def main(run_dir: Path) -> int:
     return 0
 
 
-def _await_cluster(run_dir: Path) -> ClusterAddress:
+def _join_cluster(run_dir: Path) -> None:
+    """Wait for the keeper's cluster, and for its node to be known there."""
     deadline_s = time.monotonic() + _CLUSTER_TIMEOUT_S
-    while (cluster := read_cluster(run_dir)) is None:
+    while True:
+        cluster = read_cluster(run_dir)
+        try:
+            if cluster is not None:
+                return runtime.join(cluster)
+        except ConnectionError:
+            runtime.leave()
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"no cluster within {_CLUSTER_TIMEOUT_S:.0f} s")
         time.sleep(0.05)
-    return cluster
 
 
 def _plan(prepared: PreparedRun, directory: RunDirectory) -> RunPlan:

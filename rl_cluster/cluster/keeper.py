@@ -58,12 +58,12 @@ class Keeper:
           adopt: go on with the cluster that a keeper before this one left.
         """
         os.environ[RUN_MARK] = str(self._directory.path)  # `rl-cluster keep` comes without it
-        self._control.sign("keeper", os.getpid())
+        self._sign()
         if not adopt or not self._has_cluster:
             self._start_cluster()
         self._systemd.ready()
         state, reason = self._keep()
-        self._control.write("ended", {"state": state, "reason": reason})
+        self._write_end(state, reason)
         left = runtime.end_processes(self._directory.path)
         if left:
             _log.error("processes that do not die: %s", left)
@@ -93,6 +93,25 @@ class Keeper:
                 self._restarts_s.append(now_s)
                 self._say(cause)
                 self._restart(cause, now_s)
+
+    def _sign(self) -> None:
+        """Say who keeps the run; on a full disk the pulse alone does."""
+        try:
+            self._control.sign("keeper", os.getpid())
+        except OSError as error:
+            _log.error("not signed: %s", error)
+
+    def _write_end(self, state: RunState, reason: str | None) -> None:
+        """Say how it ended; on a full disk in the room of what nobody reads any more."""
+        end = {"state": state, "reason": reason}
+        try:
+            self._control.write("ended", end)
+        except OSError:
+            self._control.forget("supervisor_state")
+            try:
+                self._control.write("ended", end)
+            except OSError as error:
+                _log.error("its end (%s) is not written: %s", end, error)
 
     @property
     def _has_cluster(self) -> bool:

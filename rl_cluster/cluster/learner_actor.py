@@ -7,6 +7,7 @@ look.
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import time
@@ -20,23 +21,24 @@ import numpy as np
 import torch
 from ray.exceptions import RayError
 
-from rl_cluster.agents.captured import on_device, page_locked
-from rl_cluster.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from rl_cluster.agents.dqn import DQN
 from rl_cluster.cluster.actors import Actor, cause_of, read
 from rl_cluster.cluster.messages import Candidate, LearnerStatus, ReplayState, StopReport, notice
 from rl_cluster.cluster.publisher import WeightsPublisher
 from rl_cluster.cluster.replay_client import ReplayClient
+from rl_cluster.cluster.saves import TaskSaves
 from rl_cluster.cluster.vitals import Vitals
-from rl_cluster.config import TaskConfig
+from rl_cluster.config import LearnerConfig, TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.evaluation import Best
 from rl_cluster.fence import Fence
-from rl_cluster.learner import Learner, StepReport, build_agent, checkpoint_schema
-from rl_cluster.replay.gather import MappedBlocks
-from rl_cluster.replay.transitions import TransitionRule
-from rl_cluster.resident import ResidentBlocks, resident_places
+from rl_cluster.gpu_memory import reserve_learner, warmed_agent
+from rl_cluster.learner import Learner, StepReport, checkpoint_schema
+from rl_cluster.replay.gather import BlockSource
+from rl_cluster.resident import batch_memory, block_source
 from rl_cluster.supervision.health import Health
 
+_log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 _COMMAND_TIMEOUT_S = 60.0
 _REPLAY_STATE_TIMEOUT_S = 2.0
@@ -51,7 +53,7 @@ class LearnerActor:
         task: str,
         config: TaskConfig,
         spec: EnvironmentSpec,
-        task_dir: str,
+        run_dir: str,
         seed: int,
         replay: Actor,
         weights: Actor,
@@ -62,30 +64,22 @@ class LearnerActor:
         self._vitals = Vitals(fence.epoch, "starting")
         torch.set_num_threads(1)  # the agent's own threads take whole parts of a batch
         torch.manual_seed(seed)
-        self._task, self._config = task, config
-        self._replay, self._weights, self._tracker_id = replay, weights, tracker_id
-        device = torch.device(config.learner.device)
+        self._task, self._config, self._spec = task, config, spec
+        self._replay, self._weights = replay, weights
+        self._reply_timeout_s = reply_timeout_s
         self._publisher = WeightsPublisher(weights, task, fence.epoch)
-        self._learner = Learner(
-            build_agent(config.agent, config.learner, spec, device),
-            device,
-            config.learner.publish_period,
-            self._publisher.publish,
-            checkpoint_schema(config.agent, spec),
-        )
-        self._source = self._replay_client(spec, device, reply_timeout_s)
-        self._store = CheckpointStore(Path(task_dir) / "checkpoints", config.checkpoint.keep, fence)
+        self._saves = TaskSaves(Path(run_dir), task, config, fence, tracker_id)
         self._commands: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._notices: list[dict[str, str]] = []
         self._replay_state: ReplayState | None = None
-        self._best: Best | None = None
         self._newest: StepReport | None = None
         self._skipped: StepReport | None = None
         self._paused, self._stopping = False, False
         self._waited_s, self._waited_since_s = 0.0, time.monotonic()
-        self._checkpoint_s: float | None = None
         self._saved_at_s = time.monotonic()
-        self._restore()
+        # What holds the device's memory is made there: others may have to be waited for.
+        self._learner: Learner
+        self._source: ReplayClient[torch.Tensor] | ReplayClient[np.ndarray]
         self._vitals.keep(self._run, "learner")
 
     def health(self) -> Health:
@@ -98,6 +92,8 @@ class LearnerActor:
 
     def _run(self) -> None:
         """Learn until `stop`; what was learned is saved when replay is lost, too."""
+        self._make()
+        self._restore()
         read(self._replay.attach.remote(self._replay_state), _COMMAND_TIMEOUT_S)
         self._save()
         self._learner.publish()
@@ -114,6 +110,7 @@ class LearnerActor:
             raise
         finally:
             self._source.close()
+            self._saves.close()
 
     def status(self) -> LearnerStatus:
         """Figures of the newest step, and totals.
@@ -147,29 +144,31 @@ class LearnerActor:
         """Save and leave the loop; what is published stays."""
         return self._between_steps(self._leave)
 
-    def _replay_client(
-        self, spec: EnvironmentSpec, device: torch.device, reply_timeout_s: float
-    ) -> ReplayClient[torch.Tensor] | ReplayClient[np.ndarray]:
-        agent, learner = self._config.agent, self._learner
-        rule = TransitionRule(agent.frame_stack, agent.n_step, agent.discount, agent.reward_clip)
-        length = self._config.rollout.block_length
-        if device.type == "cuda" and self._config.learner.resident_share > 0:
-            places = resident_places(self._config)
-            return ReplayClient(
-                self._replay,
-                ResidentBlocks(rule, length, places, spec.obs_shape, spec.obs_dtype, device),
-                lambda: learner.counters,
-                reply_timeout_s,
-                learner.steps_ahead,
-                on_device(device),
-            )
-        return ReplayClient(
+    def _make(self) -> None:
+        """Make agent and memory of batches, once the device has room for them."""
+        config, spec, device = self._config, self._spec, torch.device(self._config.learner.device)
+        schema = checkpoint_schema(config.agent, spec)
+
+        def make(settings: LearnerConfig) -> tuple[DQN, BlockSource[Any]]:
+            agent = warmed_agent(config.agent, settings, spec, device)
+            return agent, block_source(config, spec, device)
+
+        with self._vitals.phase("waiting"):
+            reserved = reserve_learner(config, spec, device, make, _log.warning)
+        if reserved.reason is not None:
+            action = f"gradients of {reserved.micro_batch} transitions at once are accumulated"
+            self._notices.append(notice("gpu_fallback", reserved.reason, action))
+        agent, blocks = reserved.made
+        period = config.learner.publish_period
+        learner = Learner(agent, device, period, self._publisher.publish, schema)
+        self._learner = learner
+        self._source = ReplayClient(
             self._replay,
-            MappedBlocks(rule, length),
+            blocks,
             lambda: learner.counters,
-            reply_timeout_s,
+            self._reply_timeout_s,
             learner.steps_ahead,
-            page_locked if device.type == "cuda" else np.empty,
+            batch_memory(config, device),
         )
 
     def _leave(self) -> StopReport:
@@ -181,7 +180,7 @@ class LearnerActor:
         now_s = time.monotonic()
         share = self._waited_s / max(1e-9, now_s - self._waited_since_s)
         self._waited_s, self._waited_since_s = 0.0, now_s
-        notices = [*self._notices, *self._skips()]
+        notices = [*self._notices, *self._saves.take_notices(), *self._skips()]
         self._notices = []
         newest = self._newest
         td_errors = None if newest is None else newest.td_errors
@@ -195,7 +194,8 @@ class LearnerActor:
             learning_rate=_finite(None if newest is None else newest.learning_rate),
             wait_share=min(1.0, share),
             publish_ms=self._publisher.newest_ms,
-            checkpoint_s=self._checkpoint_s,
+            checkpoint_s=self._saves.newest_s,
+            uploaded_updates=self._saves.uploaded_updates,
             notices=tuple(notices),
         )
 
@@ -229,17 +229,7 @@ class LearnerActor:
 
     def _restore(self) -> None:
         """Continue from the newest whole checkpoint, above every version ever published."""
-        loaded = self._store.load_latest(self._learner.schema)
-        if loaded is not None:
-            self._learner.restore(loaded.checkpoint)
-            state = loaded.checkpoint.state
-            self._replay_state = _replay_state(loaded.checkpoint)
-            self._best = Best(**state["best"]) if state["best"] else None
-            self._tracker_id = state["tracker_id"]
-            self._notices += [
-                notice("checkpoint_refused", str(error), f"used {loaded.path.name}")
-                for error in loaded.refused
-            ]
+        self._replay_state = self._saves.restore(self._learner)
         counters = self._learner.counters
         published: int = read(self._weights.version.remote(self._task), _COMMAND_TIMEOUT_S)
         counters.policy_version = max(counters.policy_version, published)
@@ -250,37 +240,19 @@ class LearnerActor:
 
     def _save(self) -> Path | None:
         with self._vitals.phase("saving"):
-            return self._saved()
-
-    def _saved(self) -> Path | None:
-        start_s = self._saved_at_s = time.monotonic()
-        self._take(self._learner.finish())
-        replay = self._newest_replay_state()
-        extra = {
-            "replay": replay.counters if replay else None,
-            "best": asdict(self._best) if self._best else None,
-            "tracker_id": self._tracker_id,
-        }
-        try:
-            path = self._store.save(self._learner.checkpoint(extra, _replay_tensors(replay)))
-        except CheckpointError as error:
-            self._notices.append(notice("checkpoint_failed", str(error), "training goes on"))
-            return None
-        self._checkpoint_s = time.monotonic() - start_s
-        return path
+            self._saved_at_s = time.monotonic()
+            self._take(self._learner.finish())
+            return self._saves.save(self._learner, self._newest_replay_state(), self._config)
 
     def _save_candidate(self) -> Candidate | None:
         path = self._save()
         if path is None:
             return None
-        step = self._learner.counters.updates
-        self._store.mark_candidate(step)
-        return Candidate(str(path), step, self._best)
+        return self._saves.candidate(path, self._learner.counters.updates)
 
     def _take_evaluation(self, step: int, best: Best | None) -> None:
         if best is not None:
-            self._store.mark_best(step)
-            self._best = best
+            self._saves.take_best(step, best)
 
     def _newest_replay_state(self) -> ReplayState | None:
         """The replay's state, or the last one known where it does not answer in time."""
@@ -309,25 +281,6 @@ class LearnerActor:
                 future.set_result(command())
             except Exception as error:  # noqa: BLE001 - thread boundary: raised again there
                 future.set_exception(error)
-
-
-def _replay_tensors(state: ReplayState | None) -> dict[str, torch.Tensor]:
-    """The arrays of a replay's state, under their names in a checkpoint."""
-    if state is None:
-        return {}
-    arrays = {"replay.block_ids": state.block_ids, "replay.priorities": state.priorities}
-    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-
-
-def _replay_state(checkpoint: Checkpoint) -> ReplayState | None:
-    """The replay's state in a checkpoint; one of an earlier version holds no priorities."""
-    counters, tensors = checkpoint.state["replay"], checkpoint.optimizer
-    if counters is None:
-        return None
-    if "replay.block_ids" not in tensors:
-        return ReplayState(counters, np.zeros(0, np.int64), np.zeros((0, 0), np.float32))
-    ids, priorities = tensors["replay.block_ids"], tensors["replay.priorities"]
-    return ReplayState(counters, ids.numpy(), priorities.numpy())
 
 
 def _finite(value: float | None) -> float | None:

@@ -114,6 +114,8 @@ class LearnerStatus:
     wait_share: float
     publish_ms: float | None
     checkpoint_s: float | None
+    uploaded_updates: int | None
+    """Of the newest checkpoint that is whole elsewhere, too."""
     notices: tuple[dict[str, str], ...] = ()
     """Incidents since the last report: kind, cause, action, detail."""
 

@@ -17,8 +17,8 @@ import numpy as np
 from ray.exceptions import RayError
 
 from rl_cluster.cluster.actors import Actor, Ref, cause_of
+from rl_cluster.cluster.arrivals import Arrivals
 from rl_cluster.cluster.messages import (
-    BlockRef,
     ReplayState,
     ReplayStatus,
     SampleReply,
@@ -76,14 +76,8 @@ class ReplayActor:
         self._limiter = RateLimiter(
             replay.samples_per_insert, replay.min_transitions, self._slack(config)
         )
-        self._refs: dict[int, BlockRef] = {}
-        self._arrivals: dict[int, int] = {}
-        """Arrival to block id, of the blocks that are kept."""
-        self._arrival_of: dict[int, int] = {}
-        self._oldest_arrival, self._next_arrival = 0, 0
-        self._journal: ReplayJournal | None = None
-        if journal is not None and replay.journal:
-            self._journal = ReplayJournal(journal, config)
+        self._blocks = Arrivals()
+        self._journal = ReplayJournal(journal, config) if journal and replay.journal else None
         self._next_block_id = self._journal.next_block_id if self._journal else 0
         self._restoring: asyncio.Task[None] | None = None
         self._saved_priorities: dict[int, np.ndarray] = {}
@@ -276,19 +270,10 @@ class ReplayActor:
             self._room_changed.set()
         return SampleReply(
             tuple(samples),
-            self._arrived_after(request.known_arrival),
+            self._blocks.after(request.known_arrival),
             self._oldest_block_id,
             self._env_steps,
         )
-
-    def _arrived_after(self, known_arrival: int) -> tuple[tuple[int, int, BlockRef], ...]:
-        while self._oldest_arrival < self._next_arrival:
-            if self._oldest_arrival in self._arrivals:
-                break
-            self._oldest_arrival += 1
-        unknown = range(max(self._oldest_arrival, known_arrival + 1), self._next_arrival)
-        arrived = ((i, self._arrivals[i]) for i in unknown if i in self._arrivals)
-        return tuple((i, block_id, self._refs[block_id]) for i, block_id in arrived)
 
     def _take(self, infos: list[BlockInfo], refs: list[Ref], report: CollectReport) -> None:
         for info, ref in zip(infos, refs, strict=True):
@@ -304,9 +289,9 @@ class ReplayActor:
         block_id = self._next_block_id
         evicted = self._index.insert(block_id, info)
         self._next_block_id += 1
-        self._keep(block_id, ref)
+        self._blocks.keep(block_id, ref)
         if evicted is not None:
-            self._let_go(evicted)
+            self._blocks.let_go(evicted)
         self._limiter.insert(info.transitions)
         # Versions below 0 acted before anything was published: that is no lag.
         acted = info.policy_versions[info.policy_versions >= 0]
@@ -314,16 +299,6 @@ class ReplayActor:
         if self._journal is not None:
             self._journal.offer(block_id, ref, info.nbytes)
             self._journal.discard(self._oldest_block_id)
-
-    def _keep(self, block_id: int, ref: Ref) -> None:
-        self._refs[block_id] = ref
-        self._arrivals[self._next_arrival] = block_id
-        self._arrival_of[block_id] = self._next_arrival
-        self._next_arrival += 1
-
-    def _let_go(self, block_id: int) -> None:
-        del self._refs[block_id]
-        del self._arrivals[self._arrival_of.pop(block_id)]
 
     def _continue(self, state: ReplayState) -> None:
         counters = state.counters
@@ -361,7 +336,7 @@ class ReplayActor:
         too_old = block_id < self._oldest_block_id  # newer ones came while it was read
         if too_old or not self._index.prepend(block_id, info, priorities):
             return False
-        self._keep(block_id, back.ref)
+        self._blocks.keep(block_id, back.ref)
         self._restored_blocks += 1
         if not self._limiter.warm:  # what came back is warm-up done, and no insert beyond it
             missing = self._limiter.min_transitions - self._limiter.inserts

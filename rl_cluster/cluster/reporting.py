@@ -189,6 +189,7 @@ class TaskReport:
                 "learning_rate": learner.learning_rate,
                 "publish_ms": learner.publish_ms,
                 "checkpoint_s": learner.checkpoint_s,
+                "uploaded_updates": learner.uploaded_updates,
             }
         return values
 

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from rl_cluster.cluster.task_group import TaskGroup, TaskPlan
 from rl_cluster.cluster.telemetry_hub import TelemetryHub
 from rl_cluster.cluster.worker import Worker
 from rl_cluster.config import RunConfig, TaskConfig
-from rl_cluster.control import Control, PulseReader
+from rl_cluster.control import Control, ProcessId, PulseReader
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.levers import apply
 from rl_cluster.load_control import LoadControl
@@ -73,7 +73,7 @@ class SupervisorActor:
     def __init__(self, run: RunPlan) -> None:
         self._run, config = run, run.config
         self._control = Control(run.run_dir)
-        self._control.sign("supervisor", os.getpid())
+        self._signed, self._wishes_kept = False, True
         self._watch = Watch(longest_tick_s=2 * _TICK_S)
         self._keeper, self._heir_is_due = PulseReader(self._control, "keeper", 0.0), False
         self._hub = TelemetryHub(run.name, run.run_dir, config, run.tracker_ids)
@@ -234,6 +234,9 @@ class SupervisorActor:
 
     def _tick(self) -> None:
         now_s = self._watch.look(time.monotonic())
+        self._signed = self._signed or self._has_written(
+            "supervisor", asdict(ProcessId.of(os.getpid()))
+        )
         self._crew.look(now_s)
         self._adjust_load(now_s)
         self._mend(now_s)
@@ -253,7 +256,8 @@ class SupervisorActor:
         store, capacity = self._object_store_bytes, self._run.object_store_bytes
         share = None if store is None else store / capacity
         games = self._load.state.load.games
-        reason = self._load.tick(now_s, self._able(), self._custom_load, share)
+        at_work = {task for task, group in self._crew.groups.items() if group.is_at_work}
+        reason = self._load.tick(now_s, self._able(), at_work, self._custom_load, share)
         if reason is None:
             return
         self._hub.incident(None, None, "load_changed", reason, "tasks are re-made where needed")
@@ -284,8 +288,8 @@ class SupervisorActor:
             self._reports[park.task].end("failed", park.reason)
             self._hub.incident(park.task, None, "task_parked", park.reason, "the others go on")
         self._wishes.given_up |= {gift.worker for gift in gifts}
-        if parks or gifts:
-            self._keep_wishes()
+        if parks or gifts or not self._wishes_kept:
+            self._wishes_kept = self._has_written("wishes", self._wishes.to_record())
         self._apply_pauses()
 
     def _fits(self, task: str) -> bool:
@@ -346,9 +350,20 @@ class SupervisorActor:
         self._hub.summary(self._summary)
         self._hub.close()
         self._load.end()
-        self._control.write("end", {"state": state, "reason": reason})
+        while not self._has_written("end", {"state": state, "reason": reason}):
+            self._control.beat("supervisor")
+            time.sleep(_TICK_S)
         for group in self._crew.groups.values():
             group.stop()
+
+    def _has_written(self, name: str, content: dict[str, Any]) -> bool:
+        """Whether a control file could be replaced; a full disk is named, and stops nothing."""
+        try:
+            self._control.write(name, content)
+        except OSError as error:
+            _log.error("%s not written: %s", name, error)
+            return False
+        return True
 
     def _save(self, tasks: list[str], timeout_s: float) -> None:
         """Let learners save and leave their loops; one that cannot keeps its last checkpoint."""
@@ -495,20 +510,17 @@ class SupervisorActor:
     def _keep_state(self, now_s: float) -> None:
         session = self._control.read("session") or {}
         ended = {t: (r.ended, r.failure) for t, r in self._reports.items() if r.ended}
-        try:
-            self._control.write(
-                "supervisor_state",
-                {
-                    "session": session.get("id"),
-                    "cluster": self._cluster_id,
-                    "wall_s": self._clock.wall_s(),
-                    "workers": self._crew.states(now_s),
-                    "load": self._load.record,
-                    "ended": ended,
-                },
-            )
-        except OSError as error:
-            _log.error("state not written: %s", error)
+        self._has_written(
+            "supervisor_state",
+            {
+                "session": session.get("id"),
+                "cluster": self._cluster_id,
+                "wall_s": self._clock.wall_s(),
+                "workers": self._crew.states(now_s),
+                "load": self._load.record,
+                "ended": ended,
+            },
+        )
 
     def _wish(self, kind: str, task: str | None, cause: str) -> None:
         self._hub.incident(task, None, kind, cause, "done between two steps")

@@ -150,6 +150,11 @@ class TaskGroup:
         """No place is filled."""
         return all(worker.actor is None for worker in self.workers())
 
+    @property
+    def is_at_work(self) -> bool:
+        """Replay and learner are made and have said how they are."""
+        return self.replay_status is not None and self.learner_status is not None
+
     def stop(self) -> None:
         """Kill every actor of the task."""
         for worker in self.workers():
@@ -206,7 +211,7 @@ class TaskGroup:
             plan.task,
             self.config,
             plan.spec,
-            str(plan.run_dir / plan.task),
+            str(plan.run_dir),
             self._seed(worker),
             self.replay.actor,
             self._weights,

@@ -34,6 +34,9 @@ class TaskPlace:
     """Whether it could train: neither complete, parked nor paused by a person."""
     active: bool = False
     """Whether it has a slot."""
+    at_work: bool = True
+    """Whether its workers are made; until then a slot's time does not count, or short slices would
+    be over before anybody had trained."""
     slice_s: NonNegativeFloat = 0.0
     """Seconds trained of the present slice."""
     turn_s: NonNegativeFloat = 0.0
@@ -69,7 +72,7 @@ def rotate(
     Args:
       places: as the last call left them; tasks may have come, gone, or changed.
       slots: tasks that may train at once; 0 stops all.
-      passed_s: seconds since the last call, in which those that were active trained.
+      passed_s: seconds since the last call, in which those that were active and at work trained.
       slice_s: seconds that a task trains before it gives way to one that waits.
     """
     served = _bounded_lag([_served(place, passed_s) for place in places], slice_s)
@@ -78,7 +81,7 @@ def rotate(
 
 
 def _served(place: TaskPlace, passed_s: float) -> TaskPlace:
-    if not place.active:
+    if not (place.active and place.at_work):
         return place
     turn_s = place.turn_s + passed_s / place.weight
     return replace(place, slice_s=place.slice_s + passed_s, turn_s=turn_s)

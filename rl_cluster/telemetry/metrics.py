@@ -101,6 +101,11 @@ METRICS: dict[str, Metric] = {
             "Should stay far below the checkpoint period; growth points at a slow or full disk.",
         ),
         Metric(
+            "uploaded_updates", "updates", "gauge", "task", "learning",
+            "Learner updates of the newest checkpoint that is whole at `checkpoint.upload`, too.",
+            "Some checkpoints behind `learner_updates`; what stays behind has failing uploads.",
+        ),
+        Metric(
             "samples_per_insert_wanted", "samples/insert", "gauge", "task", "replay",
             "Samples per inserted transition that the configuration asks for.",
             "Constant, unless a tier changes it.",

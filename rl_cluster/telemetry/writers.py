@@ -6,11 +6,13 @@ place receives it. A resumed run appends to what is there and keeps its W&B iden
 
 from __future__ import annotations
 
+import errno
 import importlib
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -171,6 +173,9 @@ class JsonlSink:
         self._lines.close()
 
 
+_TENSORBOARD_ROOM_BYTES = 1 << 20
+
+
 class TensorBoardSink:
     """RUN/tensorboard/TASK against env_frames, and RUN/tensorboard for the run against seconds."""
 
@@ -181,22 +186,40 @@ class TensorBoardSink:
         self._described: set[tuple[str | None, str]] = set()
 
     def write(self, row: Row) -> None:
-        """Add one point to the chart of every known value."""
+        """Add one point to the chart of every known value.
+
+        Raises:
+          OSError: the disk is full or gone; the charts go on in another file once there is room.
+        """
         writer = self._writer(row.task)
-        for name, value in row.known_values.items():
-            metric = metric_named(name)
-            writer.add_scalar(
-                metric.tag,
-                value,
-                _step(row),
-                wall_time=row.time_s,
-                description=self._description(row.task, name),
-            )
+        try:
+            for name, value in row.known_values.items():
+                metric = metric_named(name)
+                writer.add_scalar(
+                    metric.tag,
+                    value,
+                    _step(row),
+                    wall_time=row.time_s,
+                    description=self._description(row.task, name),
+                )
+        except OSError:
+            self._give_up(row.task)
+            raise
 
     def flush(self) -> None:
-        """Write what TensorBoard's own thread still holds."""
-        for writer in self._writers.values():
-            writer.flush()
+        """Write what TensorBoard's own thread still holds; raises as `write` does."""
+        for task, writer in list(self._writers.items()):
+            try:
+                writer.flush()
+            except OSError:
+                self._give_up(task)
+                raise
+
+    def _give_up(self, task: str | None) -> None:
+        """Leave a file whose end is torn: its writer repeats the first error for ever."""
+        with suppress(OSError):
+            self._writers.pop(task).close()
+        self._described = {described for described in self._described if described[0] != task}
 
     def close(self) -> None:
         """Close every event file."""
@@ -205,9 +228,16 @@ class TensorBoardSink:
 
     def _writer(self, task: str | None) -> Any:
         if task not in self._writers:
+            self._check_room()
             directory = self._directory / task if task else self._directory
             self._writers[task] = self._library.Writer(str(directory))
         return self._writers[task]
+
+    def _check_room(self) -> None:
+        """Begin no file where it would be torn at once: a full disk is tried again every row."""
+        self._directory.mkdir(exist_ok=True)
+        if shutil.disk_usage(self._directory).free < _TENSORBOARD_ROOM_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory))
 
     def _description(self, task: str | None, name: str) -> str | None:
         # TensorBoard reads the description of a tag's first event only, and repeats it in each.
