@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format bench bench-quick
+.PHONY: help install run test lint format bench bench-quick chaos
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 10
@@ -31,6 +31,10 @@ run: install  ## train Pong and Breakout for about three minutes
 
 test: lint  ## lint, types and all tests
 	$(BIN)/python -m pytest
+
+chaos: install  ## every fault of the fault suite, as often as promised (hours)
+	rm -f chaos-results/latest.jsonl
+	RL_CLUSTER_CHAOS=full $(BIN)/python -m pytest tests/chaos -s
 
 bench: install  ## every benchmark beside our peers (hours; CLEANRL=checkout of its repository)
 	$(BIN)/python experiments/benchmarks/bench.py $(if $(CLEANRL),--cleanrl $(CLEANRL))

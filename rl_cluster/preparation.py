@@ -31,7 +31,7 @@ from rl_cluster.levers import LIVE
 from rl_cluster.machine import Machine, detect
 from rl_cluster.replay.block import Block, BlockBuilder
 from rl_cluster.resident import resident_bytes
-from rl_cluster.supervision.admission import Admission, TaskDemand, admit, fit
+from rl_cluster.supervision.admission import Admission, TaskDemand, admit, fit, most_at_once
 from rl_cluster.supervision.load import Load
 from rl_cluster.supervision.tiers import CUSTOM, LoadRule, LoadState
 
@@ -91,7 +91,7 @@ def prepare(config: RunConfig) -> PreparedRun:
 def _fitted(
     effective: EffectiveConfig, demands: list[TaskDemand], machine: Machine
 ) -> tuple[EffectiveConfig, list[TaskDemand], int]:
-    """Fit the replay of a tier's tasks, and their number, to the machine's memory."""
+    """Fit the replay of a tier's tasks to the machine's memory; how many fit at once then."""
     load = effective.config.load
     goal = LoadRule.of(load, Load(1, 1, 1), 1).goal(load.tier).games
     games, share = fit(demands, machine, goal)
@@ -106,7 +106,8 @@ def _fitted(
         fitted.append(replace(demand, blocks=blocks))
         if blocks < demand.blocks:
             differences.append(_smaller_replay(effective, demand, blocks, games))
-    return with_replay(effective, differences), fitted, games
+    # More than the tier asks for now: a person may ask for a larger one while the run is live.
+    return with_replay(effective, differences), fitted, max(games, most_at_once(fitted, machine))
 
 
 def _smaller_replay(

@@ -7,31 +7,61 @@ changes nothing; where it cannot be made, the reason is left in RUN/control/enli
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util import list_named_actors
 
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
 from rl_cluster.cluster import names, runtime
 from rl_cluster.cluster.actors import cause_of, spawn
-from rl_cluster.cluster.supervisor_actor import RunPlan, SupervisorActor
+from rl_cluster.cluster.oversight import RunPlan
+from rl_cluster.cluster.supervisor_actor import SupervisorActor
 from rl_cluster.config import ConfigError
 from rl_cluster.config_file import load
 from rl_cluster.control import Control
 from rl_cluster.learner import checkpoint_schema
 from rl_cluster.preparation import PreparedRun, prepare, with_added
-from rl_cluster.run_directory import RunDirectory, read_cluster
+from rl_cluster.run_directory import ClusterAddress, RunDirectory, read_cluster
 from rl_cluster.supervision.admission import AdmissionError
 
 _CLUSTER_TIMEOUT_S = 60.0
 
 
-def main(run_dir: Path) -> int:
+def main(argv: Sequence[str]) -> int:
+    """Enlist the supervisor of the run in a directory, or dismiss all of its actors."""
+    run_dir, dismisses = Path(argv[0]), "--dismiss" in argv[1:]
+    return dismiss(run_dir) if dismisses else enlist(run_dir)
+
+
+def dismiss(run_dir: Path) -> int:
+    """Kill every actor of a run, on a cluster that others use, too; return an exit code."""
+    cluster = read_cluster(run_dir)
+    try:
+        if cluster is None:
+            return 0
+        runtime.join(cluster)
+        # The supervisor first: it would replace the others.
+        found = sorted(list_named_actors(), key=lambda name: name != names.SUPERVISOR)
+        for name in found:
+            with contextlib.suppress(ValueError):  # it has gone by itself
+                ray.kill(ray.get_actor(name))
+    except (ConnectionError, RayError) as error:
+        print(f"not dismissed: {cause_of(error)}", file=sys.stderr)
+        return 1
+    finally:
+        runtime.leave()
+    return 0
+
+
+def enlist(run_dir: Path) -> int:
     """Enlist the supervisor of the run in a directory; return an exit code."""
     control = Control(run_dir)
     try:
@@ -58,12 +88,16 @@ def _join_cluster(run_dir: Path) -> None:
         cluster = read_cluster(run_dir)
         try:
             if cluster is not None:
-                return runtime.join(cluster)
+                runtime.join(cluster, run_dir)
+                break
         except ConnectionError:
             runtime.leave()
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"no cluster within {_CLUSTER_TIMEOUT_S:.0f} s")
         time.sleep(0.05)
+    if not cluster.daemons:  # where `auto` led to
+        address = runtime.gcs_address()
+        RunDirectory(run_dir).write_address(ClusterAddress(address, cluster.namespace, ()))
 
 
 def _plan(prepared: PreparedRun, directory: RunDirectory) -> RunPlan:
@@ -91,4 +125,4 @@ def _tracker_id(directory: RunDirectory, task: str, schema: dict[str, Any]) -> s
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,7 @@ from pathlib import Path
 from rl_cluster.cluster import runtime
 from rl_cluster.config_file import load
 from rl_cluster.control import RUN_MARK, Control, PulseReader
-from rl_cluster.run_directory import RunDirectory, RunDirectoryError, read_cluster
+from rl_cluster.run_directory import ClusterAddress, RunDirectory, RunDirectoryError, read_cluster
 from rl_cluster.service import Notifier
 from rl_cluster.signals import StopFlag
 from rl_cluster.supervision.health import Watch
@@ -35,6 +35,7 @@ _HURRY_S = 7.0
 _SILENT_S = 15.0
 _STARTING_S = 90.0
 _MAX_RESTARTS, _WINDOW_S = 5, 600.0
+_ENLIST = (sys.executable, "-m", "rl_cluster.cluster.enlist")
 
 
 class Keeper:
@@ -64,10 +65,9 @@ class Keeper:
         self._systemd.ready()
         state, reason = self._keep()
         self._write_end(state, reason)
-        left = runtime.end_processes(self._directory.path)
+        left = self._leave_cluster()
         if left:
             _log.error("processes that do not die: %s", left)
-        self._directory.forget_address()
         self._directory.release()
         return {"completed": 0, "interrupted": 130}.get(state, 1)
 
@@ -125,19 +125,32 @@ class Keeper:
         config, session = load(self._directory.path / "config.yaml"), self._control.read("session")
         assert session is not None
         self._starter = subprocess.Popen(
-            [sys.executable, "-m", "rl_cluster.cluster.enlist", str(self._directory.path)],
-            stdin=subprocess.DEVNULL,
+            [*_ENLIST, str(self._directory.path)], stdin=subprocess.DEVNULL
         )
+        name, store_bytes = self._directory.name, session["object_store_bytes"]
         self._directory.write_address(
-            runtime.start(config.cluster, self._directory.name, session["object_store_bytes"])
+            runtime.start(config.cluster, name, store_bytes)
+            if config.cluster.address == "local"
+            else ClusterAddress(config.cluster.address, name, ())
         )
         self._supervisor.reset(self._watch.look(time.monotonic()))
 
     def _restart(self, cause: str, now_s: float) -> None:
         _log.warning("new cluster: %s", cause)
-        self._directory.forget_address()
-        runtime.end_processes(self._directory.path)
+        self._leave_cluster()
         self._start_cluster()
+
+    def _leave_cluster(self) -> list[int]:
+        """End everything that the run has on its cluster, and the cluster where it is its own.
+
+        Returns:
+          Processes on this host that do not die.
+        """
+        cluster = read_cluster(self._directory.path)
+        if cluster is not None and not cluster.daemons:
+            subprocess.run([*_ENLIST, str(self._directory.path), "--dismiss"], check=False)
+        self._directory.forget_address()
+        return runtime.end_processes(self._directory.path)
 
     def _lost_because(self, now_s: float) -> str | None:
         """Why the cluster has to be made anew; None while it lives."""
@@ -236,7 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = RunDirectory(arguments.run, arguments.lock_fd)
     if arguments.lock_fd is None:
         control = Control(directory.path)
-        if control.read("session") is None or control.read("ended") is not None:
+        ended = control.read("ended")
+        over = ended is not None and ended["state"] != "failed"
+        if control.read("session") is None or over:
             _log.info("%s is no run that was cut off: nothing to keep", directory.path)
             return 0
         try:
@@ -244,6 +259,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except RunDirectoryError as error:
             _log.info("%s", error)
             return 2
+        if ended is not None:
+            control.forget("end")
+            control.forget("ended")
     directory.sign()
     return Keeper(directory, stop).run(adopt=arguments.lock_fd is None)
 

@@ -34,6 +34,9 @@ _LOOPBACK = "127.0.0.1"
 _NEEDED = ("gcs_server", "raylet")
 # Ray warns whenever its token authentication is on, which here it always is.
 logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+# Threads of a parallel region that spin while they wait for each other starve every other process:
+# on two shared cores an update took up to seven times as long.
+_WORKER_ENVIRONMENT = {"GOMP_SPINCOUNT": "0"}
 _SYSTEM = {
     # Otherwise the control store grows by 3 KB with every call, up to 100,000 calls.
     "task_events_report_interval_ms": 0,
@@ -52,9 +55,7 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> Clu
     enable_token_auth_by_default()
     ensure_token_if_auth_enabled({}, create_token_if_missing=True)
     usage_lib.set_usage_stats_enabled_via_env_var(False)
-    # Threads of a parallel region that spin while they wait for each other starve every other
-    # process: on two shared cores an update took up to seven times as long.
-    os.environ["GOMP_SPINCOUNT"] = "0"
+    os.environ |= _WORKER_ENVIRONMENT
     node = Node(
         RayParams(
             include_dashboard=config.dashboard,
@@ -70,8 +71,13 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> Clu
     return ClusterAddress(node.address, namespace, tuple(daemons))
 
 
-def join(cluster: ClusterAddress) -> None:
-    """Connect to a live run's cluster; harmless where this process is connected already."""
+def join(cluster: ClusterAddress, run_dir: Path | None = None) -> None:
+    """Connect to a live run's cluster; harmless where this process is connected already.
+
+    Args:
+      cluster: where.
+      run_dir: marks the processes that this one starts there, on a cluster that is not the run's.
+    """
     if cluster.address.startswith(_LOOPBACK):
         _stay_on_loopback()
     if not ray.is_initialized():
@@ -82,7 +88,17 @@ def join(cluster: ClusterAddress) -> None:
             namespace=cluster.namespace,
             log_to_driver=False,
             logging_level=logging.WARNING,
+            runtime_env=_marked(run_dir) if run_dir and not cluster.daemons else None,
         )
+
+
+def _marked(run_dir: Path) -> dict[str, Any]:
+    return {"env_vars": _WORKER_ENVIRONMENT | {RUN_MARK: str(run_dir)}}
+
+
+def gcs_address() -> str:
+    """Address of the cluster that this process is connected to."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def leave() -> None:

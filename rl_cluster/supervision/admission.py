@@ -73,16 +73,26 @@ def fit(demands: list[TaskDemand], machine: Machine, games: int) -> tuple[int, f
     """
     largest = sorted(demands, key=lambda demand: demand.store_bytes, reverse=True)
     for count in range(min(games, len(demands)), 0, -1):
-        chosen = largest[:count]
-        processes = sum(demand.processes for demand in chosen) * PROCESS_BYTES + RAY_BYTES
-        room = min(machine.shared_memory_bytes, machine.memory_bytes - processes)
-        fixed = sum(d.store_bytes - d.blocks * d.block_bytes for d in chosen) + STORE_MARGIN_BYTES
-        wanted = sum(demand.blocks * demand.block_bytes for demand in chosen)
-        share = min(1.0, (room - fixed) / wanted)
+        share = _share(largest[:count], machine)
         if share >= _LEAST_SHARE:
-            return count, share
+            return count, min(1.0, share)
     admit(largest[:1], machine)  # says with numbers why it does not fit
     return 1, _LEAST_SHARE
+
+
+def most_at_once(demands: list[TaskDemand], machine: Machine) -> int:
+    """How many tasks, whichever they are, fit at once with all of their replay; at least 1."""
+    largest = sorted(demands, key=lambda demand: demand.store_bytes, reverse=True)
+    counts = range(len(largest), 1, -1)
+    return next((count for count in counts if _share(largest[:count], machine) >= 1), 1)
+
+
+def _share(demands: list[TaskDemand], machine: Machine) -> float:
+    """How much of the replay that they ask for fits; more than 1 where there is room to spare."""
+    processes = sum(demand.processes for demand in demands) * PROCESS_BYTES + RAY_BYTES
+    room = min(machine.shared_memory_bytes, machine.memory_bytes - processes)
+    fixed = sum(d.store_bytes - d.blocks * d.block_bytes for d in demands) + STORE_MARGIN_BYTES
+    return (room - fixed) / sum(demand.blocks * demand.block_bytes for demand in demands)
 
 
 def admit(demands: list[TaskDemand], machine: Machine) -> Admission:

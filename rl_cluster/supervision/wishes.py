@@ -48,7 +48,7 @@ class Wishes:
     def try_again(self, task: str) -> None:
         """Forget that a task, or a worker of it, was given up."""
         self.parked.pop(task, None)
-        self.given_up = {name for name in self.given_up if f":{task}" not in name}
+        self.given_up = {name for name in self.given_up if name.partition(":")[2] != task}
 
 
 _WISHES = TypeAdapter(Wishes)

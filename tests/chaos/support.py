@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import torch
 from live_run import EXPERIMENTS, ROOT, LiveRun, command, lines
 
 from rl_cluster.checkpoint import CheckpointStore
-from rl_cluster.control import Control, ProcessId
+from rl_cluster.control import Control
 
 CATCH = EXPERIMENTS / "catch.yaml"
 PERIOD_S = 3.0
@@ -40,15 +39,25 @@ SETTINGS = (
 _LATE_S = 6.0
 """A save is late by one that is under way, and a row of figures by two ticks."""
 _TITLES = {
-    "rollout": "ray::RolloutActor",
-    "replay": "ray::ReplayActor",
-    "learner": "ray::LearnerActor",
-    "weights": "ray::WeightsActor",
-    "evaluator": "ray::EvaluatorActor",
-    "supervisor": "ray::SupervisorActor",
-    "keeper": "rl_cluster.cluster.keeper",
-    "driver": "rl_cluster.cli train",
+    "rollout": ("ray::RolloutActor", "ray::"),
+    "replay": ("ray::ReplayActor", "ray::"),
+    "learner": ("ray::LearnerActor", "ray::"),
+    "weights": ("ray::WeightsActor", "ray::"),
+    "evaluator": ("ray::EvaluatorActor", "ray::"),
+    "supervisor": ("ray::SupervisorActor", "ray::"),
+    "keeper": ("rl_cluster.cluster.keeper", "python"),
+    "driver": ("rl_cluster.cli train", "python"),
+    "raylet": ("", "raylet"),
+    "gcs_server": ("", "gcs_server"),
 }
+"""Part of the command line, and beginning of the process's name."""
+_PROOF = {
+    "rollout": ("env_steps",),
+    "learner": ("learner_updates",),
+    "replay": ("env_steps", "learner_updates"),
+    "weights": ("policy_version", "env_steps"),
+}
+"""Counters of the summary whose rise shows that it works."""
 WORKERS = ("rollout", "replay", "learner", "weights", "evaluator")
 DAEMONS = ("raylet", "gcs_server")
 
@@ -58,20 +67,17 @@ class ChaosRun(LiveRun):
 
     def role(self, role: str) -> list[psutil.Process]:
         """The processes that play a role now: one, unless they are being replaced."""
-        if role in DAEMONS:
-            return [p for p in self.processes() if _named(p, role)]
-        return [p for p in self.processes(_TITLES[role]) if _named(p, "python") or role in WORKERS
-                or role == "supervisor"]  # fmt: skip
+        part, name = _TITLES[role]
+        return [p for p in self.processes(part) if _named(p, name)]
 
     def the(self, role: str, timeout_s: float = 60.0) -> psutil.Process:
         """The process that plays a role, as soon as there is just one."""
         return self.until(lambda: _only(self.role(role)), timeout_s, f"one {role}")
 
-    def hurt(self, role: str, number: int = signal.SIGKILL) -> ProcessId:
-        """Send a signal to the process of a role."""
-        victim = ProcessId.of(self.the(role).pid)
-        os.kill(victim.pid, number)
-        return victim
+    def kill(self, victim: psutil.Process) -> None:
+        """kill -9, if somebody else was not faster."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
 
     def until(self, look: Callable[[], Any], timeout_s: float, what: str) -> Any:
         """Look until something is seen, and return that; the driver may be dead."""
@@ -137,10 +143,6 @@ class ChaosRun(LiveRun):
             time.sleep(0.05)
         raise AssertionError(f"{keys} did not rise within {timeout_s:g} s:\n{self.story()}")
 
-    def signed(self, role: str) -> ProcessId | None:
-        """Who says that it is the keeper or the supervisor."""
-        return Control(self.run_dir).signed(role)
-
     def kill_everything(self) -> None:
         """What a reboot does: every process of the run at once."""
         while found := self.processes():
@@ -179,6 +181,39 @@ def chaos_run(tmp_path: Path, *settings: str) -> Iterator[ChaosRun]:
     with ChaosRun(CATCH, tmp_path / "run", *SETTINGS, *settings) as run:
         run.await_training()
         yield run
+
+
+def await_recovery(run: ChaosRun, role: str, old_pid: int, since_s: float) -> float:
+    """Wait until whoever follows a lost process works; return when that was seen, unix s."""
+    if role in ("supervisor", "keeper"):
+        return _await_heir(run, role, old_pid)
+    if role == "evaluator":
+        file = run.run_dir / "Catch" / "evaluations.jsonl"
+        run.until(lambda: any(e["time"] > since_s for e in lines(file)), 120, "an evaluation")
+        return time.time()
+    found = run.until(lambda: _discovery(run, role, since_s), 120, f"an incident of {role}")
+    return run.await_rise(_PROOF.get(role, _PROOF["replay"]), found["time"])
+
+
+def _discovery(run: ChaosRun, role: str, since_s: float) -> dict[str, Any] | None:
+    """The incident by which it was found to be lost."""
+    if role in DAEMONS:
+        return next(iter(run.incidents(since_s, "cluster_lost")), None)
+    failed = run.incidents(since_s, "worker_failed")
+    return next((i for i in failed if str(i["worker"]).startswith(role)), None)
+
+
+def _await_heir(run: ChaosRun, role: str, old_pid: int) -> float:
+    control = Control(run.run_dir)
+
+    def heir() -> bool:
+        signed = control.signed(role)
+        return signed is not None and signed.pid != old_pid and signed.alive
+
+    run.until(heir, 120, f"another {role}")
+    pulse = control.pulse(role)
+    run.until(lambda: control.pulse(role) != pulse, 120, f"a {role} that gets on")
+    return time.time()
 
 
 def check_parameters_finite(task_dir: Path) -> None:

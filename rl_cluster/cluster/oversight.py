@@ -1,0 +1,381 @@
+"""What the supervisor does at each tick: look, decide, mend, report, and remember.
+
+Invariant: decisions are made by `supervision` from records; this only gathers them and has them
+performed. Whatever a later supervisor needs is on disk at the end of each tick.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from rl_cluster.cluster.actors import cause_of, read
+from rl_cluster.cluster.crew import Crew, sayer
+from rl_cluster.cluster.keeper_guard import KeeperGuard
+from rl_cluster.cluster.messages import RunClock, StopReport
+from rl_cluster.cluster.reporting import TaskReport
+from rl_cluster.cluster.run_report import RunReport
+from rl_cluster.cluster.task_group import TaskGroup, TaskPlan
+from rl_cluster.cluster.telemetry_hub import TelemetryHub
+from rl_cluster.cluster.worker import Worker
+from rl_cluster.config import RunConfig, TaskConfig
+from rl_cluster.control import Control, ProcessId
+from rl_cluster.environments import EnvironmentSpec
+from rl_cluster.levers import apply
+from rl_cluster.load_control import LoadControl
+from rl_cluster.machine import Machine
+from rl_cluster.others_cpu import marked_with
+from rl_cluster.preparation import at_load, is_live_change
+from rl_cluster.supervision.health import Deadlines, Watch
+from rl_cluster.supervision.load import Load
+from rl_cluster.supervision.plan import RestartRule
+from rl_cluster.supervision.wishes import Wishes
+from rl_cluster.telemetry.summary import (
+    RunState,
+    Summary,
+    SummaryError,
+    TaskSummary,
+    Tier,
+    read_summary,
+)
+
+_log = logging.getLogger(__name__)
+TICK_S = 1.0
+_SAVE_TIMEOUT_S = 4.0
+_CALM_SAVE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run is made from."""
+
+    name: str
+    run_dir: Path
+    config: RunConfig
+    """Effective configuration, tasks that were added live included."""
+    specs: dict[str, EnvironmentSpec]
+    tracker_ids: dict[str, str]
+    machine: Machine
+    most_games: int
+    """Tasks that fit the machine's memory at once."""
+    object_store_bytes: int
+
+
+class Oversight:
+    """What a supervisor knows of one run, and does about it."""
+
+    def __init__(self, run: RunPlan) -> None:
+        self.plan, config = run, run.config
+        self.control = Control(run.run_dir)
+        self._signed, self._wishes_kept = False, True
+        self._watch = Watch(longest_tick_s=2 * TICK_S)
+        self.hub = TelemetryHub(run.name, run.run_dir, config, run.tracker_ids)
+        self._keeper = KeeperGuard(run.run_dir, self.control, self.hub)
+        self.wishes = self._known_wishes()
+        self._figures = RunReport(run.name, config.max_seconds, self.hub)
+        self._row_due_s = 0.0
+        self._hire()
+        self.summary = self._compose("running")
+
+    def _hire(self) -> None:
+        """Make places for all workers; take those that are there already."""
+        config, session = self.plan.config, self.control.read("session") or {}
+        state = self.control.read("supervisor_state") or {}
+        same_session = state.get("session") == session.get("id")
+        same_cluster = same_session and state.get("cluster") == self._cluster_id
+        self._session_s0 = float(session.get("wall_before_s", 0.0))
+        self.clock = RunClock(float(state["wall_s"]) if same_session else self._session_s0)
+        supervisor = config.supervisor
+        deadlines = Deadlines(
+            supervisor.starting_timeout_s, supervisor.working_timeout_s, supervisor.saving_timeout_s
+        )
+        rule = RestartRule(
+            supervisor.backoff_s,
+            supervisor.max_restarts,
+            supervisor.window_s,
+            supervisor.max_backoff_s,
+            supervisor.max_fruitless_restarts,
+        )
+        self._deadlines = deadlines
+        self.load = LoadControl(
+            self.plan.run_dir,
+            config.load,
+            self._custom_load,
+            self.plan.most_games,
+            marked_with(self.plan.run_dir),
+            self.wishes.tier,
+            state.get("load") if same_session else None,
+        )
+        self.crew = Crew(rule, deadlines, config.seed, sayer(self.hub))
+        earlier = self._earlier_tasks()
+        self.reports: dict[str, TaskReport] = {}
+        for task in config.tasks:
+            group = self.crew.groups[task] = self.group(task)
+            self.reports[task] = TaskReport(group, earlier.get(task))
+        if same_session:
+            active = self.load.active if same_cluster else ()
+            self.crew.restore(state["workers"], 0.0, active)
+            for task, ended in state["ended"].items():
+                self.reports[task].end(*ended)
+
+    def _earlier_tasks(self) -> dict[str, TaskSummary]:
+        try:
+            return read_summary(self.plan.run_dir)["tasks"]
+        except (FileNotFoundError, SummaryError):
+            return {}
+
+    def tick(self) -> None:
+        """Look once, and do what follows from it."""
+        now_s = self._watch.look(time.monotonic())
+        self._signed = self._signed or self._has_written(
+            "supervisor", asdict(ProcessId.of(os.getpid()))
+        )
+        self.crew.look(now_s)
+        self._adjust_load(now_s)
+        self._mend(now_s)
+        for report in self.reports.values():
+            report.refresh(now_s)
+        self._complete_tasks()
+        self._keeper.look(now_s)
+        self.summary = self._compose("running")
+        self.hub.summary(self.summary)
+        if now_s >= self._row_due_s:
+            self._row_due_s = now_s + self.plan.config.telemetry.period_s
+            self._figures.write_rows(self.reports, self.clock.wall_s())
+        self._keep_state(now_s)
+        self.control.beat("supervisor")
+
+    def _adjust_load(self, now_s: float) -> None:
+        store, capacity = self._figures.object_store_bytes, self.plan.object_store_bytes
+        share = None if store is None else store / capacity
+        games = self.load.state.load.games
+        at_work = {task for task, group in self.crew.groups.items() if group.is_at_work}
+        reason = self.load.tick(now_s, self._able(), at_work, self._custom_load, share)
+        if reason is None:
+            return
+        self.hub.incident(None, None, "load_changed", reason, "tasks are re-made where needed")
+        if self.load.memory_is_short and self.load.state.load.games < games:
+            # The object store never gives memory back to the host: only a new one is smaller.
+            self._save(self.live_tasks(), _CALM_SAVE_TIMEOUT_S)
+            self._keep_state(now_s)
+            self.control.request("recycled")
+
+    def _able(self) -> dict[str, int]:
+        """Tasks that could train; one that rests gives its place to one that waits."""
+        config = self.plan.config
+        live = [t for t in self.live_tasks() if t not in self.wishes.removed]
+        crowded = len(live) > self.load.state.load.games
+        resting = self.wishes.paused if crowded else set()
+        return {t: config.tasks[t].priority for t in live if t not in resting}
+
+    def _mend(self, now_s: float) -> None:
+        tasks = self.load.active - self.wishes.removed - self.wishes.parked.keys()
+        parks, gifts = self.crew.mend(
+            frozenset(filter(self._fits, tasks)),
+            frozenset(self.wishes.given_up),
+            now_s,
+            self.clock.wall_s(),
+        )
+        for park in parks:
+            self.wishes.parked[park.task] = park.reason
+            self.reports[park.task].end("failed", park.reason)
+            self.hub.incident(park.task, None, "task_parked", park.reason, "the others go on")
+        self.wishes.given_up |= {gift.worker for gift in gifts}
+        if parks or gifts or not self._wishes_kept:
+            self._wishes_kept = self._has_written("wishes", self.wishes.to_record())
+        self._apply_pauses()
+
+    def _fits(self, task: str) -> bool:
+        """Give a task's places the settings of the present load and levers.
+
+        Returns:
+          Whether its workers have them, or can take them live; else they are retired first.
+        """
+        group = self.crew.groups[task]
+        group.evaluates = not self.load.state.shed
+        wanted = at_load(self.requested(task), self.load.state)
+        if wanted != group.config:
+            if group.is_empty:
+                group.config = wanted
+            elif is_live_change(group.config, wanted):
+                group.change(wanted)
+            else:
+                return False
+        return True
+
+    def requested(self, task: str) -> TaskConfig:
+        """A task's settings, with those that people changed live."""
+        config = self.plan.config.tasks[task]
+        for setting, value in self.wishes.changes.get(task, {}).items():
+            config = apply(config, setting, value)
+        return config
+
+    def _apply_pauses(self) -> None:
+        """Pausing is desired state: a learner that was replaced meanwhile rests, too."""
+        for task in self.live_tasks():
+            group = self.crew.groups[task]
+            status, actor = group.learner_status, group.learner.actor
+            wanted = task in self.wishes.paused
+            if status is not None and actor is not None and status.paused != wanted:
+                (actor.pause if wanted else actor.resume).remote()
+
+    def _complete_tasks(self) -> None:
+        limit = self.plan.config.max_env_steps
+        for task in self.live_tasks():
+            if limit is not None and self.reports[task].env_steps >= limit:
+                self._save([task], _CALM_SAVE_TIMEOUT_S)
+                self.reports[task].end("completed")
+                self.crew.groups[task].stop()
+
+    def natural_end(self) -> RunState | None:
+        """How the run has ended by itself; None while it goes on."""
+        here = [r.ended for t, r in self.reports.items() if t not in self.wishes.removed]
+        if here and all(state is not None for state in here):
+            return "failed" if all(state == "failed" for state in here) else "completed"
+        limit_s = self.plan.config.max_seconds
+        over = limit_s is not None and self.clock.wall_s() - self._session_s0 >= limit_s
+        return "completed" if over else None
+
+    def finish(self, state: RunState, reason: str | None) -> None:
+        """Save everything, say how the run ended, and end its workers."""
+        hurried = state == "interrupted"
+        self._save(self.live_tasks(), _SAVE_TIMEOUT_S if hurried else _CALM_SAVE_TIMEOUT_S)
+        self._figures.write_rows(self.reports, self.clock.wall_s())
+        self.summary = self._compose(state)
+        self.hub.summary(self.summary)
+        self.hub.close()
+        self.load.end()
+        while not self._has_written("end", {"state": state, "reason": reason}):
+            self.control.beat("supervisor")
+            time.sleep(TICK_S)
+        for group in self.crew.groups.values():
+            group.stop()
+
+    def _has_written(self, name: str, content: dict[str, Any]) -> bool:
+        """Whether a control file could be replaced; a full disk is named, and stops nothing."""
+        try:
+            self.control.write(name, content)
+        except OSError as error:
+            _log.error("%s not written: %s", name, error)
+            return False
+        return True
+
+    def _save(self, tasks: list[str], timeout_s: float) -> None:
+        """Let learners save and leave their loops; one that cannot keeps its last checkpoint."""
+        calls = {task: self.crew.groups[task].save() for task in tasks}
+        deadline_s = time.monotonic() + timeout_s
+        for task, refs in calls.items():
+            learner = self.crew.groups[task].learner
+            for i, ref in enumerate(refs):
+                try:
+                    answer = read(ref, max(0.1, deadline_s - time.monotonic()))
+                except RayError as error:
+                    self._say_not_saved(learner if i == 0 else self.crew.groups[task].replay,
+                                        cause_of(error))  # fmt: skip
+                else:
+                    if i == 0:
+                        self._take_last_report(learner, answer)
+
+    def _take_last_report(self, learner: Worker, report: StopReport) -> None:
+        learner.status = report.status
+        self.reports[learner.task].refresh(self._watch.look(time.monotonic()))
+        for notice in report.status.notices:
+            self.hub.incident(learner.task, learner.name, **notice)
+        if not report.saved:
+            self._say_not_saved(learner, "its checkpoint could not be written")
+
+    def _say_not_saved(self, worker: Worker, cause: str) -> None:
+        action = "what it saved last stands"
+        self.hub.incident(worker.task, worker.name, "not_saved", cause, action)
+
+    def live_tasks(self) -> list[str]:
+        """Tasks that have not ended, at work or waiting for their slice."""
+        return [
+            task
+            for task, report in self.reports.items()
+            if report.ended is None and task not in self.wishes.removed
+        ]
+
+    def known(self, task: str) -> str:
+        """A task's own name; ValueError names the tasks where there is no such."""
+        if task not in self.reports or task in self.wishes.removed:
+            known = [t for t in self.reports if t not in self.wishes.removed]
+            raise ValueError(f"no task {task!r} in this run: {', '.join(known)}")
+        return task
+
+    def chosen(self, task: str | None) -> list[str]:
+        """One task that has not ended, or all; ValueError where it has, or there is no such."""
+        live = self.live_tasks()
+        if task is None:
+            return live
+        if task not in live:
+            raise ValueError(
+                f"no task {task!r} is at work in this run: {', '.join(live) or 'none'}"
+            )
+        return [task]
+
+    def group(self, task: str) -> TaskGroup:
+        """Places for the workers of a task, empty."""
+        run = self.plan
+        gpus = len(run.machine.gpus)
+        task_plan = TaskPlan(
+            task,
+            run.run_dir,
+            run.config.seed,
+            run.specs[task],
+            run.tracker_ids[task],
+            min(1.0, gpus / len(run.config.tasks)) if gpus else 0.0,
+            self._deadlines,
+        )
+        config = at_load(self.requested(task), self.load.state)
+        return TaskGroup(task_plan, config, self.crew.weights)
+
+    @property
+    def _custom_load(self) -> Load:
+        """What the tasks configure, all at once."""
+        tasks = self.plan.config.tasks.values()
+        return Load(
+            len(tasks),
+            max(t.rollout.actors * t.rollout.environments for t in tasks),
+            max(t.learner.batch for t in tasks),
+        )
+
+    def keep_wish(self, kind: str, task: str | None, cause: str) -> None:
+        """Write down what a person asked for, and that it was asked."""
+        self.hub.incident(task, None, kind, cause, "done between two steps")
+        self.control.write("wishes", self.wishes.to_record())
+
+    def _compose(self, state: RunState) -> Summary:
+        tier: Tier = {"requested": self.load.state.requested, "effective": self.load.effective}
+        shown = {t: r for t, r in self.reports.items() if t not in self.wishes.removed}
+        return self._figures.compose(state, shown, self.clock.wall_s(), tier)
+
+    @property
+    def _cluster_id(self) -> str:
+        return str(ray.get_runtime_context().gcs_address)
+
+    def _known_wishes(self) -> Wishes:
+        record = self.control.read("wishes")
+        return Wishes(self.plan.config.load.tier) if record is None else Wishes.from_record(record)
+
+    def _keep_state(self, now_s: float) -> None:
+        session = self.control.read("session") or {}
+        ended = {t: (r.ended, r.failure) for t, r in self.reports.items() if r.ended}
+        self._has_written(
+            "supervisor_state",
+            {
+                "session": session.get("id"),
+                "cluster": self._cluster_id,
+                "wall_s": self.clock.wall_s(),
+                "workers": self.crew.states(now_s),
+                "load": self.load.record,
+                "ended": ended,
+            },
+        )
