@@ -254,16 +254,15 @@ def _steer(arguments: argparse.Namespace) -> int:
     from rl_cluster.config import ConfigError
     from rl_cluster.config_file import parse_setting, tree_of
     from rl_cluster.run_directory import RunDirectoryError
-
-    def change(handle: RunHandle) -> None:
-        for setting, value in map(parse_setting, arguments.settings):
-            handle.change(setting, value, arguments.task)
+    from rl_cluster.supervision.admission import AdmissionError
 
     commands: dict[str, Callable[[RunHandle], None]] = {
         "tier": lambda handle: handle.tier(arguments.tier),
         "pause": lambda handle: handle.pause(arguments.task),
         "resume": lambda handle: handle.resume(arguments.task),
-        "set": change,
+        "set": lambda handle: handle.change(
+            dict(map(parse_setting, arguments.settings)), arguments.task
+        ),
         "add": lambda handle: handle.add(arguments.task, tree_of(arguments.settings)),
         "remove": lambda handle: handle.remove(arguments.task),
     }
@@ -271,7 +270,7 @@ def _steer(arguments: argparse.Namespace) -> int:
         commands[arguments.command](attach(arguments.run))
     except ConfigError as error:
         return _complain(str(error), WRONG_USAGE)
-    except (RunDirectoryError, RunUnreachable, ValueError) as error:
+    except (AdmissionError, RunDirectoryError, RunUnreachable, ValueError) as error:
         return _complain(str(error), FAILED)
     return DONE
 

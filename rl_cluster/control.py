@@ -107,8 +107,10 @@ class Control:
 
     def signed(self, role: str) -> ProcessId | None:
         """The process that last said that it plays a role."""
-        content = self.read(role)
-        return None if content is None else ProcessId(**content)
+        try:
+            return ProcessId(**(self.read(role) or {}))
+        except TypeError:  # there is none, or none that is whole
+            return None
 
     def beat(self, role: str) -> None:
         """Show that whoever plays a role gets on."""

@@ -7,8 +7,10 @@ the machine cannot do and the request insists on is an error.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +18,9 @@ import yaml
 from rl_cluster import config_file
 from rl_cluster.config import ConfigError, RunConfig, TaskConfig
 from rl_cluster.machine import Machine
+from rl_cluster.telemetry.summary import write_text_atomically
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,49 @@ def with_replay(effective: EffectiveConfig, rows: Sequence[Difference]) -> Effec
             tasks[name] = dataclasses.replace(tasks[name], replay=smaller)
     config = dataclasses.replace(effective.config, tasks=tasks)
     return EffectiveConfig(config, (*effective.differences, *rows))
+
+
+class EffectiveFile:
+    """RUN/effective.yaml of a live run, written anew whenever what runs has changed."""
+
+    def __init__(self, run_dir: Path, effective: EffectiveConfig) -> None:
+        self._path, self._effective = run_dir / "effective.yaml", effective
+        self._written: dict[str, TaskConfig] = {}
+
+    def write(self, running: dict[str, TaskConfig], reason: str) -> None:
+        """Let it say what runs, and why that is not what was asked for."""
+        if running == self._written:
+            return
+        try:
+            text = as_it_runs(self._effective, running, reason).dump()
+            write_text_atomically(self._path, text)
+        except OSError as error:
+            _log.error("%s not written: %s", self._path, error)
+        else:
+            self._written = running
+
+
+def as_it_runs(
+    effective: EffectiveConfig, running: Mapping[str, TaskConfig], reason: str
+) -> EffectiveConfig:
+    """What runs now: settings of tasks that the load, or a person, changed have a row each."""
+    rows = [
+        Difference(f"tasks.{name}.{setting}", old, new, reason)
+        for name, task in running.items()
+        for setting, old, new in _changed(effective.config.tasks[name], task)
+    ]
+    config = dataclasses.replace(effective.config, tasks=dict(running))
+    return EffectiveConfig(config, (*effective.differences, *rows))
+
+
+def _changed(old: TaskConfig, new: TaskConfig) -> Iterator[tuple[str, Any, Any]]:
+    for group in dataclasses.fields(old):
+        before, after = getattr(old, group.name), getattr(new, group.name)
+        if before != after:
+            for setting in dataclasses.fields(before):
+                values = getattr(before, setting.name), getattr(after, setting.name)
+                if values[0] != values[1]:
+                    yield f"{group.name}.{setting.name}", *values
 
 
 def _resolve_task(

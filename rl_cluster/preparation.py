@@ -142,7 +142,8 @@ def prepare_added(run_dir: Path, task: str, settings: Mapping[str, Any]) -> Adde
     """
     run = load_config(run_dir / "config.yaml")
     tree = to_mapping(run)
-    defaults = next(iter(tree["tasks"].values())) | {"env": {}}
+    defaults = next(iter(tree["tasks"].values()))
+    defaults["env"]["name"] = ""  # another game, of the same kind
     tree["tasks"] = {task: dict(settings)}
     config = from_mapping(tree | {"defaults": defaults})
     prepared = prepare(config)
@@ -171,7 +172,6 @@ def at_load(config: TaskConfig, state: LoadState) -> TaskConfig:
             rollout, environments=each, inference_batch=max(1, min(each, round(share * each)))
         ),
         learner=replace(config.learner, batch=batch),
-        evaluation=replace(config.evaluation, video=config.evaluation.video and not state.shed),
     )
 
 

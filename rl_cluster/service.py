@@ -6,14 +6,15 @@ systemd is told that the run lives only while its supervisor gets on (sd_notify(
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+_log = logging.getLogger(__name__)
 WATCHDOG_S = 120
-_UNIT_DIRECTORY = Path("/etc/systemd/system")
 
 
 class ServiceError(RuntimeError):
@@ -39,9 +40,12 @@ class Notifier:
         if self._address is None:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-            out.connect(address)
-            out.sendall(message.encode())
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+                out.connect(address)
+                out.sendall(message.encode())
+        except OSError as error:  # the next message may get through; training needs none
+            _log.warning("systemd was not told %s: %s", message, error)
 
 
 def unit_text(run_dir: Path, user: str) -> str:
@@ -71,25 +75,33 @@ WantedBy=multi-user.target
 """
 
 
-def install(run_dir: Path, user: str, units: Path = _UNIT_DIRECTORY) -> Path:
+def install(run_dir: Path, user: str, root: Path = Path("/")) -> Path:
     """Write, enable and start the unit of a run.
 
+    Args:
+      run_dir: the run's directory.
+      user: who it runs as.
+      root: where `etc` and `run` of the host are.
+
     Raises:
-      ServiceError: there is no systemd here, or the unit may not be written.
+      ServiceError: there is no systemd here, the unit may not be written, or systemd refuses it.
     """
     run_dir = run_dir.absolute()
     if any(not (c.isalnum() or c in "/._-") for c in str(run_dir)):
         raise ServiceError(f"{run_dir}: a unit's paths may hold letters, digits and / . _ - only")
-    if not Path("/run/systemd/system").is_dir():
+    if not (root / "run/systemd/system").is_dir():
         raise ServiceError(
             "systemd does not run on this host. The same without it, as a line of the crontab "
             f"(crontab -e):\n  @reboot {sys.executable} -m rl_cluster.cli keep {run_dir}"
         )
-    path = units / f"rl-cluster-{run_dir.name}.service"
+    path = root / "etc/systemd/system" / f"rl-cluster-{run_dir.name}.service"
     try:
         path.write_text(unit_text(run_dir, user), encoding="utf-8")
     except OSError as error:
         raise ServiceError(f"{path} cannot be written ({error.strerror}): use sudo") from error
     for command in (["daemon-reload"], ["enable", "--now", path.name]):
-        subprocess.run(["systemctl", *command], check=True)
+        done = subprocess.run(["systemctl", *command], capture_output=True, text=True)
+        if done.returncode:
+            said = done.stderr.strip() or f"exit code {done.returncode}"
+            raise ServiceError(f"systemctl {' '.join(command)} failed: {said}")
     return path

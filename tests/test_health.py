@@ -110,10 +110,9 @@ def test_an_observation_remembers_the_last_answer_and_the_last_change(
 def test_who_answers_and_gets_on_in_time_is_never_accused(
     history: list[tuple[float, Phase, int]],
 ) -> None:
-    observation, now_s, progress = seen(None), 0.0, 0
-    for passed_s, phase, _ in history:
+    observation, now_s = seen(None), 0.0
+    for progress, (passed_s, phase, _) in enumerate(history):
         now_s += passed_s
-        progress += 1
         assert failed_because(observation, now_s, LIMITS) is None
         observation = observation.after(says(phase, progress), now_s)
         assert failed_because(observation, now_s, LIMITS) is None

@@ -6,6 +6,7 @@ Nothing here waits for a worker.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ from rl_cluster.cluster.actors import Actor, cause_of, spawn
 from rl_cluster.cluster.task_group import TaskGroup
 from rl_cluster.cluster.weights_actor import WeightsActor
 from rl_cluster.cluster.worker import Worker, WorkerState
-from rl_cluster.fence import FenceHeld
+from rl_cluster.fence import FenceDamaged, FenceHeld
 from rl_cluster.supervision.health import Deadlines
 from rl_cluster.supervision.plan import (
     Desired,
@@ -29,6 +30,8 @@ from rl_cluster.supervision.plan import (
     Stop,
     plan,
 )
+
+_log = logging.getLogger(__name__)
 
 Say = Callable[..., None]
 """Writes an incident: task, worker, kind, cause, action, detail."""
@@ -105,8 +108,10 @@ class Crew:
         except ValueError:
             # The one before has still to give up its name: the next tick tries again.
             return
-        except (RayError, FenceHeld) as error:
+        except (RayError, FenceHeld, FenceDamaged) as error:
             worker.fail(now_s, cause_of(error))
+        except OSError as error:  # a full disk is no fault of the worker: the next tick tries again
+            _log.error("%s not started: %s", worker.name, error)
 
     def _look_at(self, group: TaskGroup, worker: Worker, now_s: float) -> None:
         cause, notices = worker.look(now_s)

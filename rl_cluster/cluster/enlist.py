@@ -105,7 +105,7 @@ def _plan(prepared: PreparedRun, directory: RunDirectory) -> RunPlan:
     return RunPlan(
         name=directory.name,
         run_dir=directory.path,
-        config=config,
+        effective=prepared.effective,
         specs=prepared.specs,
         tracker_ids={
             task: _tracker_id(directory, task, checkpoint_schema(config.tasks[task].agent, spec))

@@ -6,6 +6,7 @@ parameters that earned it. Evaluation yields the cores to training.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -42,6 +43,10 @@ from rl_cluster.supervision.health import Health
 
 _NICENESS = 10
 _LEARNER_TIMEOUT_S = 60.0
+
+
+class EvaluationError(ArithmeticError):
+    """Games whose returns say nothing."""
 
 
 class EvaluatorActor:
@@ -86,7 +91,7 @@ class EvaluatorActor:
             if candidate is not None and candidate.step != evaluated_step:
                 try:
                     self._evaluate(candidate, random)
-                except (OSError, CheckpointError) as error:
+                except (OSError, CheckpointError, EvaluationError) as error:
                     self._notices.append(
                         notice("evaluation_failed", cause_of(error), "the next one is due")
                     )
@@ -103,6 +108,11 @@ class EvaluatorActor:
     def _evaluate(self, candidate: Candidate, random: GameResults) -> None:
         checkpoint = CheckpointStore.load(candidate.path)
         evaluation, recorder = self._evaluator.evaluate(checkpoint, random, self._clock.wall_s())
+        if not math.isfinite(evaluation.mean_return - evaluation.random_mean_return):
+            raise EvaluationError(
+                f"returns are not finite: mean {evaluation.mean_return}, of the random policy "
+                f"{evaluation.random_mean_return}"
+            )
         known = [best for best in (self._best, candidate.best) if best is not None]
         best = max(known, key=lambda b: b.mean_return, default=None)
         improved = improves(best, evaluation)

@@ -49,9 +49,12 @@ class RunHandle:
         """Let a paused task go on, or every one; one that was parked is tried again."""
         _answer(self._supervisor.resume.remote(task))
 
-    def change(self, setting: str, value: Any, task: str | None = None) -> None:
-        """Change a live setting, such as `learner.learning_rate`, of a task or of all."""
-        _answer(self._supervisor.change.remote(task, setting, value))
+    def change(self, settings: Mapping[str, Any], task: str | None = None) -> None:
+        """Change live settings, such as `learner.learning_rate`, of a task or of all.
+
+        RunUnreachable says which of them cannot be; then none has changed.
+        """
+        _answer(self._supervisor.change.remote(task, dict(settings)))
 
     def add(self, task: str, settings: Mapping[str, Any] | None = None) -> None:
         """Take a task into the run: the first task's settings, or others as in `tasks.TASK`.

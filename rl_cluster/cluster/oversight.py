@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from rl_cluster.cluster.telemetry_hub import TelemetryHub
 from rl_cluster.cluster.worker import Worker
 from rl_cluster.config import RunConfig, TaskConfig
 from rl_cluster.control import Control, ProcessId
+from rl_cluster.effective import EffectiveConfig, EffectiveFile
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.levers import apply
 from rl_cluster.load_control import LoadControl
@@ -36,6 +38,7 @@ from rl_cluster.preparation import at_load, is_live_change
 from rl_cluster.supervision.health import Deadlines, Watch
 from rl_cluster.supervision.load import Load
 from rl_cluster.supervision.plan import RestartRule
+from rl_cluster.supervision.tiers import CUSTOM
 from rl_cluster.supervision.wishes import Wishes
 from rl_cluster.telemetry.summary import (
     RunState,
@@ -58,14 +61,19 @@ class RunPlan:
 
     name: str
     run_dir: Path
-    config: RunConfig
-    """Effective configuration, tasks that were added live included."""
+    effective: EffectiveConfig
+    """Tasks that were added live included."""
     specs: dict[str, EnvironmentSpec]
     tracker_ids: dict[str, str]
     machine: Machine
     most_games: int
     """Tasks that fit the machine's memory at once."""
     object_store_bytes: int
+
+    @property
+    def config(self) -> RunConfig:
+        """Effective configuration."""
+        return self.effective.config
 
 
 class Oversight:
@@ -75,10 +83,13 @@ class Oversight:
         self.plan, config = run, run.config
         self.control = Control(run.run_dir)
         self._signed, self._wishes_kept = False, True
+        self._effective_file = EffectiveFile(run.run_dir, run.effective)
         self._watch = Watch(longest_tick_s=2 * TICK_S)
         self.hub = TelemetryHub(run.name, run.run_dir, config, run.tracker_ids)
         self._keeper = KeeperGuard(run.run_dir, self.control, self.hub)
         self.wishes = self._known_wishes()
+        self._changed: dict[str, TaskConfig] = {}
+        """What `requested` has worked out."""
         self._figures = RunReport(run.name, config.max_seconds, self.hub)
         self._row_due_s = 0.0
         self._hire()
@@ -143,6 +154,7 @@ class Oversight:
         for report in self.reports.values():
             report.refresh(now_s)
         self._complete_tasks()
+        self._write_effective()
         self._keeper.look(now_s)
         self.summary = self._compose("running")
         self.hub.summary(self.summary)
@@ -212,10 +224,38 @@ class Oversight:
 
     def requested(self, task: str) -> TaskConfig:
         """A task's settings, with those that people changed live."""
-        config = self.plan.config.tasks[task]
-        for setting, value in self.wishes.changes.get(task, {}).items():
-            config = apply(config, setting, value)
-        return config
+        if task not in self._changed:
+            changes = self.wishes.changes.get(task, {})
+            self._changed[task] = _with(self.plan.config.tasks[task], changes)
+        return self._changed[task]
+
+    def change(self, task: str | None, settings: dict[str, Any]) -> None:
+        """Change live settings of a task, or of all: every one of them, or none.
+
+        Raises:
+          ValueError: there is no such task, setting or value, or the tier decides.
+        """
+        if "learner.batch" in settings and self.wishes.tier != CUSTOM:
+            raise ValueError(
+                f"the tier ({self.wishes.tier}) has a batch of its own: ask for tier custom first, "
+                "or for a tier with the batch that you want"
+            )
+        changed = {name: _with(self.requested(name), settings) for name in self.chosen(task)}
+        for name in changed:
+            self.wishes.changes.setdefault(name, {}).update(settings)
+        self._changed |= changed
+        if "learner.batch" in settings:
+            self.load.request(CUSTOM)
+
+    def forget_changes(self, task: str) -> None:
+        """A task begins anew, with the settings that it comes with."""
+        self.wishes.changes.pop(task, None)
+        self._changed.pop(task, None)
+
+    def _write_effective(self) -> None:
+        load = self.load.state
+        running = {t: at_load(self.requested(t), load) for t in self.plan.config.tasks}
+        self._effective_file.write(running, f"tier {load.requested}: {load.load}; or changed live")
 
     def _apply_pauses(self) -> None:
         """Pausing is desired state: a learner that was replaced meanwhile rests, too."""
@@ -340,7 +380,7 @@ class Oversight:
     @property
     def _custom_load(self) -> Load:
         """What the tasks configure, all at once."""
-        tasks = self.plan.config.tasks.values()
+        tasks = [self.requested(task) for task in self.plan.config.tasks]
         return Load(
             len(tasks),
             max(t.rollout.actors * t.rollout.environments for t in tasks),
@@ -379,3 +419,9 @@ class Oversight:
                 "ended": ended,
             },
         )
+
+
+def _with(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig:
+    for setting, value in settings.items():
+        config = apply(config, setting, value)
+    return config

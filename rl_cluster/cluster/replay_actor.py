@@ -9,6 +9,7 @@ blocks come back from the journal beside the work: they are no inserts, and push
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from typing import Any
@@ -280,7 +281,8 @@ class ReplayActor:
             self._insert(info, ref)
         self._vitals.progress()
         self._inserted.set()
-        self._returns.extend(game.true_return for game in report.games)
+        returns = [game.true_return for game in report.games]
+        self._returns.extend(filter(math.isfinite, returns))  # JSON knows no other
         self._lengths.extend(game.env_steps for game in report.games)
         self._episodes += len(report.games)
         self._epsilon = report.epsilon_mean

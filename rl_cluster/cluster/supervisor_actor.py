@@ -19,7 +19,6 @@ from rl_cluster.cluster.oversight import TICK_S, Oversight, RunPlan
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec
-from rl_cluster.levers import apply
 from rl_cluster.telemetry.summary import RunState, Summary
 
 _log = logging.getLogger(__name__)
@@ -67,15 +66,12 @@ class SupervisorActor:
                         worker.forgive()
             self._run.keep_wish("resumed", task, "a person asked for it")
 
-    def change(self, task: str | None, setting: str, value: Any) -> None:
-        """Change a live setting of a task, or of all, from their next step on."""
+    def change(self, task: str | None, settings: dict[str, Any]) -> None:
+        """Change live settings of a task, or of all, from their next step on: all or none."""
         with self._lock:
-            names = list(self._run.chosen(task))
-            for name in names:
-                apply(self._run.requested(name), setting, value)  # refused before any is kept
-            for name in names:
-                self._run.wishes.changes.setdefault(name, {})[setting] = value
-            self._run.keep_wish("setting_changed", task, f"a person set {setting} to {value!r}")
+            self._run.change(task, settings)
+            said = ", ".join(f"{setting} to {value!r}" for setting, value in settings.items())
+            self._run.keep_wish("setting_changed", task, f"a person set {said}")
 
     def remove(self, task: str) -> None:
         """Let a task save and leave the run; its files stay."""
@@ -90,7 +86,10 @@ class SupervisorActor:
         with self._lock:
             if task in self._run.reports and task not in self._run.wishes.removed:
                 raise ValueError(f"{task} is a task of this run already")
+            if task in self._run.reports and not self._run.crew.groups[task].is_empty:
+                raise ValueError(f"{task} still saves and leaves: try again in a few seconds")
             self._run.plan.config.tasks[task] = config
+            self._run.forget_changes(task)
             self._run.plan.specs[task], self._run.plan.tracker_ids[task] = spec, tracker_id
             group = self._run.crew.groups[task] = self._run.group(task)
             self._run.reports[task] = TaskReport(group, None)

@@ -1,13 +1,14 @@
 """Everything that a run writes about itself, by one writer: summary, metrics, incidents.
 
 Invariant: telemetry never stops training. What a full disk refuses is named on the supervisor's
-error stream, and the figures go on as soon as there is room.
+error stream, and the figures go on as soon as there is room; incidents wait for it in memory.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from rl_cluster.telemetry.summary import Summary, write_summary
 from rl_cluster.telemetry.writers import MetricsWriter, WandbError, WandbOptions, open_writer
 
 _log = logging.getLogger(__name__)
+_MOST_UNWRITTEN = 1_000
 
 
 class TelemetryHub:
@@ -29,6 +31,7 @@ class TelemetryHub:
     def __init__(self, run: str, run_dir: Path, config: RunConfig, ids: Mapping[str, str]) -> None:
         self._run_dir = run_dir
         self._incidents = IncidentLog(run_dir)
+        self._unwritten: deque[Incident] = deque()
         wandb = WandbOptions("rl-cluster", run, ids, to_mapping(config))
         self._writer: MetricsWriter = open_writer(
             run_dir,
@@ -50,12 +53,22 @@ class TelemetryHub:
         self, task: str | None, worker: str | None, kind: str, cause: str, action: str,
         detail: str = "",
     ) -> None:  # fmt: skip
-        """Write one line to incidents.jsonl."""
+        """Write one line to incidents.jsonl, after those that a full disk refused."""
         record = Incident(time.time(), task, worker, kind, cause, action, detail)
-        try:
-            self._incidents.append(record)
-        except OSError as error:
-            _log.error("incident not written (%s): %s", error, record)
+        if len(self._unwritten) < _MOST_UNWRITTEN:
+            self._unwritten.append(record)
+        else:
+            _log.error("incident not kept: %s", record)
+        self._write_incidents()
+
+    def _write_incidents(self) -> None:
+        while self._unwritten:
+            try:
+                self._incidents.append(self._unwritten[0])
+            except OSError as error:
+                _log.error("incident not written yet (%s): %s", error, self._unwritten[-1])
+                return
+            self._unwritten.popleft()
 
     def row(
         self,
@@ -83,6 +96,7 @@ class TelemetryHub:
 
     def flush(self) -> None:
         """Make rows visible to readers."""
+        self._write_incidents()
         try:
             self._writer.flush()
         except OSError as error:

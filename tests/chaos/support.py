@@ -55,7 +55,6 @@ _PROOF = {
     "rollout": ("env_steps",),
     "learner": ("learner_updates",),
     "replay": ("env_steps", "learner_updates"),
-    "weights": ("policy_version", "env_steps"),
 }
 """Counters of the summary whose rise shows that it works."""
 WORKERS = ("rollout", "replay", "learner", "weights", "evaluator")
@@ -187,12 +186,30 @@ def await_recovery(run: ChaosRun, role: str, old_pid: int, since_s: float) -> fl
     """Wait until whoever follows a lost process works; return when that was seen, unix s."""
     if role in ("supervisor", "keeper"):
         return _await_heir(run, role, old_pid)
+    if role == "weights":
+        return _await_weights(run, old_pid)
     if role == "evaluator":
         file = run.run_dir / "Catch" / "evaluations.jsonl"
         run.until(lambda: any(e["time"] > since_s for e in lines(file)), 120, "an evaluation")
         return time.time()
     found = run.until(lambda: _discovery(run, role, since_s), 120, f"an incident of {role}")
     return run.await_rise(_PROOF.get(role, _PROOF["replay"]), found["time"])
+
+
+def _await_weights(run: ChaosRun, old_pid: int) -> float:
+    """Ray brings the holder back, without a word; then rollouts have to act with new versions."""
+
+    def figures() -> dict[str, Any]:
+        task: dict[str, Any] = run.summary()["tasks"]["Catch"]
+        return task
+
+    run.until(lambda: any(p.pid != old_pid for p in run.role("weights")), 120, "another holder")
+    seen_s, version = time.time(), figures()["policy_version"]
+    # Without new versions, the newest 4,096 steps would by then lag half of these behind.
+    enough = version + 60
+    run.until(lambda: figures()["policy_version"] >= enough, 120, "new versions")
+    assert figures()["policy_lag"]["p50"] < 15, run.story()
+    return seen_s
 
 
 def _discovery(run: ChaosRun, role: str, since_s: float) -> dict[str, Any] | None:
