@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,19 +17,23 @@ import yaml
 from telemetry_samples import run_summary
 
 from rl_cluster.config_file import from_mapping, load
+from rl_cluster.control import ProcessId
 from rl_cluster.effective import resolve
 from rl_cluster.machine import Machine
 from rl_cluster.run_directory import (
     ClusterAddress,
     RunDirectory,
     RunDirectoryError,
+    is_in_use,
     read_address,
+    read_cluster,
 )
 from rl_cluster.telemetry.summary import write_summary
 
 REQUESTED = from_mapping({"tasks": ["Pong"], "seed": 3})
 EFFECTIVE = resolve(REQUESTED, Machine(2, 10**10, 10**10))
-ADDRESS = ClusterAddress("127.0.0.1:6379", "mine", 4711)
+OTHERS = ClusterAddress("10.0.0.7:6379", "mine", ())
+"""A cluster that is not the run's own."""
 
 HOLDER = """
 import sys
@@ -165,30 +170,121 @@ def test_both_configurations_are_written_and_read_back(tmp_path: Path) -> None:
     assert len(document["differences"]) == len(EFFECTIVE.differences)
 
 
-def test_a_live_run_can_be_reached_and_an_ended_one_cannot(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path / "mine")
-    directory.take(resume=False)
-    with pytest.raises(RunDirectoryError, match=r"is not running now.*--resume --run .*mine"):
-        read_address(directory.path)
-    directory.write_address(ADDRESS)
-    assert read_address(directory.path) == ADDRESS
-    directory.release()
-    with pytest.raises(RunDirectoryError, match="is not running now"):
-        read_address(directory.path)
-
-
-def test_a_run_that_was_killed_cannot_be_reached_though_its_address_lies_there(
-    tmp_path: Path,
-) -> None:
+def test_a_lock_that_was_handed_over_stays_with_its_heir(tmp_path: Path) -> None:
+    """The driver takes the directory and starts the keeper, which keeps it."""
     path = finished_run(tmp_path / "mine")
+    directory = RunDirectory(path)
+    directory.take(resume=True)
+    script = (
+        "import sys; from pathlib import Path; from rl_cluster.run_directory import RunDirectory\n"
+        "directory = RunDirectory(Path(sys.argv[1]), int(sys.argv[2])); directory.sign()\n"
+        "print('signed', flush=True); sys.stdin.read()\n"
+    )
+    heir = subprocess.Popen(
+        [sys.executable, "-c", script, path, str(directory.lock_fd)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=[directory.lock_fd],
+    )
+    directory.release()
+    assert heir.stdout is not None and heir.stdout.readline() == "signed\n"
+    with pytest.raises(RunDirectoryError, match=f"in use by process {heir.pid}, since"):
+        RunDirectory(path).take(resume=True)
+    assert is_in_use(path)
+    heir.kill()
+    heir.communicate()
+    assert not is_in_use(path)
+
+
+@contextmanager
+def cluster(path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Two processes that a directory names as its cluster."""
+    daemons = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    try:
+        ids = tuple(ProcessId.of(daemon.pid) for daemon in daemons)
+        RunDirectory(path).write_address(ClusterAddress("127.0.0.1:6379", "mine", ids))
+        yield daemons
+    finally:
+        for daemon in daemons:
+            daemon.kill()
+            daemon.wait()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_whose_keeper_died_belongs_to_its_cluster(tmp_path: Path, resume: bool) -> None:
+    """The supervisor there starts another keeper within seconds: two must not write."""
+    path = finished_run(tmp_path / "mine")
+    with cluster(path) as daemons:
+        with pytest.raises(RunDirectoryError) as caught:
+            RunDirectory(path).take(resume=resume)
+        said = str(caught.value)
+        assert f"process {daemons[0].pid}" in said and "rl-cluster stop" in said
+        assert is_in_use(path)
+        assert read_address(path).address == "127.0.0.1:6379"
+        RunDirectory(path).take_lock()  # as that keeper does: the refusal has let go of it
+
+
+def test_a_cluster_without_one_of_its_processes_is_none(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "mine")
+    with cluster(path) as daemons:
+        daemons[1].kill()
+        daemons[1].wait()
+        assert not is_in_use(path)
+        directory = RunDirectory(path)
+        directory.take(resume=True)
+        directory.release()
+
+
+def test_a_cluster_s_later_namesakes_are_not_taken_for_it(tmp_path: Path) -> None:
+    """After a reboot its numbers belong to others."""
+    path = finished_run(tmp_path / "mine")
+    own = ProcessId.of(os.getpid())
+    for other in (replace(own, boot_id="before"), replace(own, start_ticks=own.start_ticks - 5)):
+        RunDirectory(path).write_address(ClusterAddress("127.0.0.1:6379", "mine", (other,)))
+        assert not is_in_use(path)
+
+
+def test_addresses_come_back_as_they_were_written(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    assert read_cluster(tmp_path) is None
+    own = ClusterAddress("127.0.0.1:1", "mine", (ProcessId.of(os.getpid()),))
+    for address in (OTHERS, own):
+        directory.write_address(address)
+        assert read_cluster(tmp_path) == address
+    directory.forget_address()
+    directory.forget_address()
+    assert read_cluster(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"address": "a"}', '{"daemons": 3}'])
+def test_an_address_that_is_not_whole_counts_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cluster.json").write_text(text)
+    assert read_cluster(tmp_path) is None
+
+
+def test_a_run_can_be_reached_while_it_is_kept(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "mine")
+    with pytest.raises(RunDirectoryError, match=r"is not running now.*--resume --run .*mine"):
+        read_address(path)
     with held_by_another_process(path, resume=True) as holder:
-        RunDirectory(path).write_address(ADDRESS)
+        with pytest.raises(RunDirectoryError, match="is starting: try again"):
+            read_address(path)
+        RunDirectory(path).write_address(OTHERS)
         for _ in range(2):  # asking does not take the lock away
-            assert read_address(path) == ADDRESS
+            assert read_address(path) == OTHERS
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
         with pytest.raises(RunDirectoryError, match="is not running now"):
             read_address(path)
+
+
+def test_another_configuration_is_told_from_the_same(tmp_path: Path) -> None:
+    """What was changed live is kept for the configuration that it was changed from."""
+    assert RunDirectory(tmp_path / "new").is_other(REQUESTED)
+    directory = RunDirectory(finished_run(tmp_path / "mine"))
+    assert not directory.is_other(from_mapping({"tasks": ["Pong"], "seed": 3}))
+    assert directory.is_other(from_mapping({"tasks": ["Pong"], "seed": 4}))
 
 
 def test_what_is_no_run_cannot_be_reached(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Nothing here waits for a worker.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 from ray.exceptions import RayError
 
 from rl_cluster.cluster import names
-from rl_cluster.cluster.actors import Actor, cause_of, spawn
+from rl_cluster.cluster.actors import Actor, cause_of, read, spawn
+from rl_cluster.cluster.messages import StopReport
 from rl_cluster.cluster.task_group import TaskGroup
 from rl_cluster.cluster.weights_actor import WeightsActor
 from rl_cluster.cluster.worker import Worker, WorkerState
@@ -101,6 +103,31 @@ class Crew:
                 assert isinstance(action, Start)
                 self._start(workers[action.worker], now_s, wall_s)
         return parks, gifts
+
+    def save(self, tasks: list[str], timeout_s: float) -> None:
+        """Let learners save and leave their loops; one that cannot keeps its last checkpoint."""
+        calls = {task: self.groups[task].save() for task in tasks}
+        deadline_s = time.monotonic() + timeout_s
+        for task, refs in calls.items():
+            learner, replay = self.groups[task].learner, self.groups[task].replay
+            for worker, ref in zip((learner, replay), refs, strict=False):
+                try:
+                    answer = read(ref, max(0.1, deadline_s - time.monotonic()))
+                except RayError as error:
+                    self._say_not_saved(worker, cause_of(error))
+                else:
+                    if worker is learner:
+                        self._take_last_report(learner, answer)
+
+    def _take_last_report(self, learner: Worker, report: StopReport) -> None:
+        learner.status = report.status
+        for said in report.status.notices:
+            self._say(said["kind"], said["cause"], said["action"], learner, said["detail"])
+        if not report.saved:
+            self._say_not_saved(learner, "its checkpoint could not be written")
+
+    def _say_not_saved(self, worker: Worker, cause: str) -> None:
+        self._say("not_saved", cause, "what it saved last stands", worker)
 
     def _start(self, worker: Worker, now_s: float, wall_s: float) -> None:
         try:

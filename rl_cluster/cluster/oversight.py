@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
-from rl_cluster.cluster.actors import cause_of, read
 from rl_cluster.cluster.crew import Crew, sayer
 from rl_cluster.cluster.keeper_guard import KeeperGuard
-from rl_cluster.cluster.messages import RunClock, StopReport
+from rl_cluster.cluster.messages import RunClock
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_report import RunReport
 from rl_cluster.cluster.task_group import TaskGroup, TaskPlan
 from rl_cluster.cluster.telemetry_hub import TelemetryHub
-from rl_cluster.cluster.worker import Worker
 from rl_cluster.config import RunConfig, TaskConfig
 from rl_cluster.control import Control, ProcessId
 from rl_cluster.effective import EffectiveConfig, EffectiveFile
@@ -308,32 +305,9 @@ class Oversight:
         return True
 
     def _save(self, tasks: list[str], timeout_s: float) -> None:
-        """Let learners save and leave their loops; one that cannot keeps its last checkpoint."""
-        calls = {task: self.crew.groups[task].save() for task in tasks}
-        deadline_s = time.monotonic() + timeout_s
-        for task, refs in calls.items():
-            learner = self.crew.groups[task].learner
-            for i, ref in enumerate(refs):
-                try:
-                    answer = read(ref, max(0.1, deadline_s - time.monotonic()))
-                except RayError as error:
-                    self._say_not_saved(learner if i == 0 else self.crew.groups[task].replay,
-                                        cause_of(error))  # fmt: skip
-                else:
-                    if i == 0:
-                        self._take_last_report(learner, answer)
-
-    def _take_last_report(self, learner: Worker, report: StopReport) -> None:
-        learner.status = report.status
-        self.reports[learner.task].refresh(self._watch.look(time.monotonic()))
-        for notice in report.status.notices:
-            self.hub.incident(learner.task, learner.name, **notice)
-        if not report.saved:
-            self._say_not_saved(learner, "its checkpoint could not be written")
-
-    def _say_not_saved(self, worker: Worker, cause: str) -> None:
-        action = "what it saved last stands"
-        self.hub.incident(worker.task, worker.name, "not_saved", cause, action)
+        self.crew.save(tasks, timeout_s)
+        for task in tasks:
+            self.reports[task].refresh(self._watch.look(time.monotonic()))
 
     def live_tasks(self) -> list[str]:
         """Tasks that have not ended, at work or waiting for their slice."""

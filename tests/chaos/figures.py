@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
 from chaos.counts import FULL
 
 RESULTS = Path(__file__).parents[2] / "chaos-results" / "latest.jsonl"

@@ -192,8 +192,14 @@ def await_recovery(run: ChaosRun, role: str, old_pid: int, since_s: float) -> fl
         file = run.run_dir / "Catch" / "evaluations.jsonl"
         run.until(lambda: any(e["time"] > since_s for e in lines(file)), 120, "an evaluation")
         return time.time()
+    found_s = await_discovery(run, role, since_s)
+    return run.await_rise(_PROOF.get(role, _PROOF["replay"]), found_s)
+
+
+def await_discovery(run: ChaosRun, role: str, since_s: float) -> float:
+    """Wait until an incident says that it was lost; return the incident's time, unix s."""
     found = run.until(lambda: _discovery(run, role, since_s), 120, f"an incident of {role}")
-    return run.await_rise(_PROOF.get(role, _PROOF["replay"]), found["time"])
+    return float(found["time"])
 
 
 def _await_weights(run: ChaosRun, old_pid: int) -> float:
@@ -214,7 +220,7 @@ def _await_weights(run: ChaosRun, old_pid: int) -> float:
 
 def _discovery(run: ChaosRun, role: str, since_s: float) -> dict[str, Any] | None:
     """The incident by which it was found to be lost."""
-    if role in DAEMONS:
+    if role in (*DAEMONS, "supervisor"):
         return next(iter(run.incidents(since_s, "cluster_lost")), None)
     failed = run.incidents(since_s, "worker_failed")
     return next((i for i in failed if str(i["worker"]).startswith(role)), None)

@@ -15,9 +15,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from chaos.counts import FULL, count
 from chaos.figures import record_figure, record_spread
-from chaos.support import DAEMONS, ChaosRun, await_discovery, await_recovery, chaos_run, stale_writes
+from chaos.support import (
+    DAEMONS,
+    ChaosRun,
+    await_discovery,
+    await_recovery,
+    chaos_run,
+    stale_writes,
+)
 
 pytestmark = pytest.mark.chaos
 
@@ -54,7 +62,7 @@ def test_who_is_frozen_is_replaced_and_writes_nothing_when_it_thaws(
 
 
 def _measure(run: ChaosRun, role: str, victim: psutil.Process, stopped_s: float) -> None:
-    found_s = await_discovery(run, role, victim.pid, stopped_s)
+    found_s = await_discovery(run, role, stopped_s)
     assert run.until(lambda: not _lives(victim), 60, f"the end of the frozen {role}")
     works_s = await_recovery(run, role, victim.pid, found_s)
     record_spread(f"freeze of {role}", "until found", [found_s - stopped_s], "s")

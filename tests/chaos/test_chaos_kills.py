@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from chaos.counts import FULL, count
 from chaos.figures import record_figure, record_spread
 from chaos.support import (

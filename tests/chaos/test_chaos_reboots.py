@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from chaos.counts import count
 from chaos.figures import record_figure, record_spread
 from chaos.support import PERIOD_S, ChaosRun, chaos_run
