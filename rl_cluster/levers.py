@@ -77,6 +77,13 @@ def apply(config: TaskConfig, setting: str, value: Any) -> TaskConfig:
         raise ConfigError(str(error).replace(f"tasks.{_ONLY}.", "")) from error
 
 
+def apply_all(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig:
+    """One task's configuration with several settings changed, in their order."""
+    for setting, value in settings.items():
+        config = apply(config, setting, value)
+    return config
+
+
 def _set(task: dict[str, Any], setting: str, value: Any) -> None:
     group, _, name = setting.partition(".")
     if setting in LIVE:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,9 @@ from rl_cluster.config import RunConfig, TaskConfig
 from rl_cluster.control import Control, ProcessId
 from rl_cluster.effective import EffectiveConfig, EffectiveFile
 from rl_cluster.environments import EnvironmentSpec
-from rl_cluster.levers import apply
+from rl_cluster.levers import apply_all
 from rl_cluster.load_control import LoadControl
 from rl_cluster.machine import Machine
-from rl_cluster.others_cpu import marked_with
 from rl_cluster.preparation import at_load, is_live_change
 from rl_cluster.supervision.health import Deadlines, Watch
 from rl_cluster.supervision.load import Load
@@ -223,7 +221,7 @@ class Oversight:
         """A task's settings, with those that people changed live."""
         if task not in self._changed:
             changes = self.wishes.changes.get(task, {})
-            self._changed[task] = _with(self.plan.config.tasks[task], changes)
+            self._changed[task] = apply_all(self.plan.config.tasks[task], changes)
         return self._changed[task]
 
     def change(self, task: str | None, settings: dict[str, Any]) -> None:
@@ -237,7 +235,7 @@ class Oversight:
                 f"the tier ({self.wishes.tier}) has a batch of its own: ask for tier custom first, "
                 "or for a tier with the batch that you want"
             )
-        changed = {name: _with(self.requested(name), settings) for name in self.chosen(task)}
+        changed = {name: apply_all(self.requested(name), settings) for name in self.chosen(task)}
         for name in changed:
             self.wishes.changes.setdefault(name, {}).update(settings)
         self._changed |= changed
@@ -393,9 +391,3 @@ class Oversight:
                 "ended": ended,
             },
         )
-
-
-def _with(config: TaskConfig, settings: Mapping[str, Any]) -> TaskConfig:
-    for setting, value in settings.items():
-        config = apply(config, setting, value)
-    return config
