@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from rl_cluster.supervision.admission import (
     AdmissionError,
     TaskDemand,
     admit,
+    fit,
+    most_at_once,
 )
 
 PONG = TaskDemand("Pong", 300_000, 3_000, 6, 7_000_000, 4)
@@ -81,6 +84,81 @@ def test_too_little_memory_is_refused_with_the_numbers_and_the_way_out() -> None
     assert "Pong: 3000 blocks × 300,000 bytes = 0.90 GB of replay" in said
     assert "8 workers × 0.35 GB" in said
     assert "lower replay.capacity_transitions or the number of tasks" in said
+
+
+# Fitted to the machine
+
+
+def kept(demands: list[TaskDemand], share: float) -> list[TaskDemand]:
+    """With a share of their replay, as `prepare` cuts them."""
+    return [replace(d, blocks=int(d.blocks * share)) for d in demands]
+
+
+def size(demand: TaskDemand) -> int:
+    return demand.store_bytes
+
+
+machines = st.builds(
+    Machine, st.just(8), st.integers(3 * 10**9, 10**13), st.integers(3 * 10**8, 10**13)
+)
+
+
+@settings(deadline=None)
+@given(demands(), machines, st.integers(1, 10))
+def test_whichever_tasks_run_together_fit_with_the_share_that_they_were_given(
+    tasks: list[TaskDemand], machine: Machine, wanted: int
+) -> None:
+    try:
+        games, share = fit(tasks, machine, wanted)
+    except AdmissionError:
+        with pytest.raises(AdmissionError):  # with all of its replay, it does not fit either
+            admit([max(tasks, key=size)], machine)
+        return
+    assert 1 <= games <= min(wanted, len(tasks)) and 0 < share <= 1
+    if share < 0.1 or games == 1:
+        return
+    for together in itertools.combinations(tasks, games):
+        admit(kept(list(together), share), machine)
+
+
+def test_where_all_fits_nothing_is_taken_away() -> None:
+    assert fit([PONG, BREAKOUT], LARGE, 2) == (2, 1.0)
+    assert fit([PONG, BREAKOUT], LARGE, 8) == (2, 1.0)
+    assert fit([PONG, BREAKOUT], LARGE, 1) == (1, 1.0)
+
+
+def test_replay_shrinks_before_fewer_tasks_run() -> None:
+    """Ten games on a machine with room for half of their replay still run all at once."""
+    full = 10 * (PONG.blocks * PONG.block_bytes)
+    fixed = 10 * (PONG.store_bytes - PONG.blocks * PONG.block_bytes) + STORE_MARGIN_BYTES
+    machine = replace(LARGE, shared_memory_bytes=fixed + full // 2)
+    assert fit([PONG] * 10, machine, 10) == (10, pytest.approx(0.5))
+
+
+def test_fewer_tasks_run_where_a_tenth_of_their_replay_would_not_fit() -> None:
+    ten = 10 * (PONG.processes * PROCESS_BYTES) + RAY_BYTES
+    games, share = fit([PONG] * 10, replace(LARGE, memory_bytes=ten), 10)
+    assert games == 9 and share >= 0.1
+
+
+def test_one_that_never_fits_is_refused_with_the_numbers() -> None:
+    with pytest.raises(AdmissionError, match="Pong: 3000 blocks"):
+        fit([PONG, BREAKOUT], replace(LARGE, memory_bytes=2_000_000_000), 2)
+
+
+@settings(deadline=None)
+@given(demands(), machines)
+def test_the_most_that_fit_at_once_fit_and_one_more_does_not(
+    tasks: list[TaskDemand], machine: Machine
+) -> None:
+    most = most_at_once(tasks, machine)
+    largest = sorted(tasks, key=size, reverse=True)
+    assert 1 <= most <= len(tasks)
+    if most > 1:
+        admit(largest[:most], machine)
+    if most < len(tasks):
+        with pytest.raises(AdmissionError):
+            admit(largest[: most + 1], machine)
 
 
 def catch(capacity: int = 1_000, **rollout: int) -> RunConfig:

@@ -1,14 +1,27 @@
-"""Where a task's frames lie is settled before anything starts, and said with its reason."""
+"""What is settled before anything starts: where frames lie, what fits, what a load makes of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rl_cluster import preparation
-from rl_cluster.config_file import from_mapping
+from rl_cluster.config import ConfigError, RunConfig, TaskConfig
+from rl_cluster.config_file import dump, from_mapping, to_mapping
 from rl_cluster.effective import Difference
+from rl_cluster.levers import LIVE, apply
 from rl_cluster.machine import Machine
+from rl_cluster.preparation import at_load, is_live_change, prepare_added, with_added
 from rl_cluster.resident import resident_bytes
+from rl_cluster.supervision.admission import AdmissionError, admit
+from rl_cluster.supervision.load import Load
+from rl_cluster.supervision.tiers import LoadState
 
 GIGABYTE = 10**9
 CATCH = {"entry": "envs.catch:make", "name": "Catch"}
@@ -72,3 +85,211 @@ def test_what_asks_for_the_host_is_no_difference(
     monkeypatch: pytest.MonkeyPatch, learner: dict[str, object]
 ) -> None:
     assert row(prepared(monkeypatch, 1, **learner)) is None
+
+
+# A tier fitted to the machine
+
+
+def tiered(
+    monkeypatch: pytest.MonkeyPatch, tasks: int, tier: str, memory_bytes: int = 99 * GIGABYTE
+) -> preparation.PreparedRun:
+    machine = Machine(8, memory_bytes, 99 * GIGABYTE)
+    monkeypatch.setattr(preparation, "detect", lambda: machine)
+    replay = {"capacity_transitions": 100_000}
+    names = [f"game-{i}" for i in range(tasks)]
+    raw = {"tasks": names, "defaults": {"env": CATCH, "replay": replay}, "load": {"tier": tier}}
+    return preparation.prepare(from_mapping(raw))
+
+
+def test_a_tier_s_queue_is_admitted_where_not_all_tasks_would_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = 12 * GIGABYTE
+    with pytest.raises(AdmissionError):
+        tiered(monkeypatch, 10, "custom", few)
+    run = tiered(monkeypatch, 10, "light", few)
+    assert len(run.demands) == 10 and 2 <= run.most_games < 10
+    assert run.admission.host_bytes <= few
+    assert all(row.setting != "load: tasks at once" for row in run.effective.differences)
+
+
+def test_a_larger_tier_can_be_asked_for_live_where_the_machine_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tiered(monkeypatch, 4, "light")
+    assert run.most_games == 4
+    assert run.admission == admit(run.demands, run.machine)
+    assert run.store_capacity_bytes > run.admission.object_store_bytes
+
+
+def test_a_tier_too_big_for_the_machine_keeps_less_replay_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tiered(monkeypatch, 8, "heavy", 16 * GIGABYTE)
+    assert run.most_games == 8
+    assert run.admission.host_bytes <= 16 * GIGABYTE
+    for demand in run.demands:
+        kept = run.effective.config.tasks[demand.name].replay.capacity_transitions
+        assert demand.blocks * 32 == kept < 100_000
+        (found,) = [
+            row
+            for row in run.effective.differences
+            if row.setting == f"tasks.{demand.name}.replay.capacity_transitions"
+        ]
+        assert (found.requested, found.effective) == (100_000, kept)
+        assert "8 tasks at once share the memory" in found.reason
+
+
+def test_a_machine_with_room_for_few_runs_few_at_once_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tiered(monkeypatch, 8, "heavy", 7 * GIGABYTE)
+    (found,) = [d for d in run.effective.differences if d.setting == "load: tasks at once"]
+    assert (found.requested, found.effective) == (8, run.most_games)
+    assert 1 <= run.most_games < 8 and run.admission.host_bytes <= 7 * GIGABYTE
+
+
+# A task under a load
+
+
+def own_task(**rollout: int) -> TaskConfig:
+    raw = {"tasks": {"one": {"env": CATCH, "rollout": rollout, "learner": {"batch": 64}}}}
+    return from_mapping(raw).tasks["one"]
+
+
+powers = st.integers(0, 9).map(lambda n: 2**n)
+
+
+@given(st.integers(1, 4), powers, powers, powers, powers)
+def test_a_tier_replaces_environments_and_batch_and_nothing_else(
+    actors: int, environments: int, share: int, wanted: int, batch: int
+) -> None:
+    task = own_task(
+        actors=actors,
+        environments=environments,
+        inference_batch=max(1, environments // share),
+    )
+    found = at_load(task, LoadState("light", Load(2, wanted, batch)))
+    rollout = found.rollout
+    assert found.learner.batch == batch
+    assert (
+        rollout.environments * actors == wanted
+        or rollout.environments == wanted // actors
+        or (rollout.environments == 1 and wanted < actors)
+    )
+    assert 1 <= rollout.inference_batch <= rollout.environments
+    same = replace(rollout, environments=environments, inference_batch=task.rollout.inference_batch)
+    assert replace(found, rollout=same, learner=task.learner) == task
+
+
+@given(powers, powers)
+def test_custom_only_bounds_what_a_task_configures(environments: int, batch: int) -> None:
+    task = own_task(actors=2, environments=16, inference_batch=8)
+    found = at_load(task, LoadState("custom", Load(2, environments, batch)))
+    assert found.learner.batch == min(batch, 64)
+    assert found.rollout.environments == max(1, min(environments, 32) // 2)
+    assert at_load(task, LoadState("custom", Load(1, 32, 64))) == task
+
+
+def test_half_of_the_environments_go_on_stepping_at_every_load() -> None:
+    task = own_task(environments=16, inference_batch=8)
+    for wanted in (2, 32, 256):
+        found = at_load(task, LoadState("mine", Load(1, wanted, 64))).rollout
+        assert (found.environments, found.inference_batch) == (wanted, wanted // 2)
+
+
+def test_to_shed_optional_work_makes_no_task_anew() -> None:
+    """Under pressure, of all times, its workers should not be started again."""
+    task = own_task()
+    state = LoadState("custom", Load(1, 16, 64))
+    assert is_live_change(at_load(task, state), at_load(task, replace(state, shed=True)))
+
+
+@given(st.sets(st.sampled_from(sorted(LIVE))))
+def test_live_settings_are_taken_live_however_many_change(names: set[str]) -> None:
+    old = new = own_task()
+    for name in names:
+        group, _, setting = name.partition(".")
+        value = getattr(getattr(old, group), setting)
+        new = apply(new, name, value / 2 if isinstance(value, float) else value + 1)
+    assert is_live_change(old, new)
+    assert is_live_change(new, old)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: replace(t, rollout=replace(t.rollout, environments=32)),
+        lambda t: replace(t, agent=replace(t.agent, n_step=1)),
+        lambda t: replace(t, learner=replace(t.learner, batch=32, micro_batch=16)),
+        lambda t: replace(t, env=replace(t.env, name="Other")),
+        lambda t: replace(t, priority=1),
+    ],
+)
+def test_any_other_setting_needs_the_task_made_anew(
+    change: Callable[[TaskConfig], TaskConfig],
+) -> None:
+    assert not is_live_change(own_task(), change(own_task()))
+
+
+# A task that comes while the run is live
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Path:
+    """The directory of a run with one task."""
+    raw = {
+        "tasks": {"first": {"env": CATCH, "learner": {"batch": 16}}},
+        "seed": 5,
+        "load": {"tiers": {"mine": {"games": 1, "environments": 2, "batch": 3}}},
+    }
+    (tmp_path / "config.yaml").write_text(dump(from_mapping(raw)), encoding="utf-8")
+    return tmp_path
+
+
+def test_an_added_task_begins_from_the_first_one_s_settings(live: Path) -> None:
+    settings: dict[str, Any] = {"env": {"name": "Catch"}, "learner": {"learning_rate": 0.5}}
+    added = prepare_added(live, "second", settings)
+    assert added.config.env.entry == "envs.catch:make"
+    assert (added.config.learner.batch, added.config.learner.learning_rate) == (16, 0.5)
+    assert added.spec.obs_shape == (84, 84)
+    assert added.tracker_id != prepare_added(live, "second", settings).tracker_id
+
+
+def test_an_added_task_is_another_game_of_the_same_kind(live: Path) -> None:
+    """Its own name is the game's, as in a configuration, and not the first game's."""
+    assert prepare_added(live, "Catch", {}).config.env.name == "Catch"
+    other = prepare_added(live, "balance", {"env": VECTORS})
+    assert other.spec.obs_shape == (4,)
+
+
+def test_what_was_added_is_part_of_the_run_when_it_is_resumed(live: Path) -> None:
+    added = prepare_added(live, "second", {"env": {"name": "Catch"}})
+    config = preparation.load_config(live / "config.yaml")
+    found = with_added(config, {"second": added.settings})
+    assert found.tasks == {**config.tasks, "second": added.config}
+    assert replace(found, tasks=config.tasks) == config
+    assert with_added(config, {}) == config
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "said"),
+    [
+        ("a/b", {"env": {"name": "Catch"}}, "cannot name"),
+        ("second", {"learner": {"bach": 3}}, "did you mean 'batch'"),
+        ("second", {"learner": {"batch": 0}}, "learner.batch is 0"),
+        ("second", {"env": {"entry": "envs.nothing:make"}}, "envs.nothing"),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused_and_nothing_is_written(
+    live: Path, task: str, settings: dict[str, Any], said: str
+) -> None:
+    before = {path: path.read_bytes() for path in live.iterdir()}
+    with pytest.raises(ConfigError, match=said):
+        prepare_added(live, task, settings)
+    assert {path: path.read_bytes() for path in live.iterdir()} == before
+
+
+def test_a_task_that_does_not_fit_the_machine_is_refused_with_the_numbers(live: Path) -> None:
+    with pytest.raises(AdmissionError, match=r"second: .* blocks"):
+        prepare_added(live, "second", {"env": CATCH, "replay": {"capacity_transitions": 10**10}})

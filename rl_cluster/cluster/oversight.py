@@ -29,6 +29,7 @@ from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.levers import apply_all
 from rl_cluster.load_control import LoadControl
 from rl_cluster.machine import Machine
+from rl_cluster.others_cpu import marked_with
 from rl_cluster.preparation import at_load, is_live_change
 from rl_cluster.supervision.health import Deadlines, Watch
 from rl_cluster.supervision.load import Load

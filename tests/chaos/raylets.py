@@ -57,7 +57,8 @@ class RayCluster:
             port = _free_port()
             self._start_node("--head", f"--port={port}", "--include-dashboard=false",
                              f"--temp-dir={self.path}")  # fmt: skip
-            self.address = _address(self.the("gcs_server"), port)
+            self.address = _gcs_address(self.raylets[0])
+            self._gcs = self.the("gcs_server").cmdline()
             for _ in range(self._nodes - 1):
                 self._start_node(f"--address={self.address}")
         except BaseException:
@@ -109,8 +110,7 @@ class RayCluster:
 
     def restart_gcs(self) -> None:
         """What an operator's service does after the death of the control store."""
-        self._gcs_command = self._gcs_command or self.the("gcs_server").cmdline()
-        subprocess.Popen(self._gcs_command, env=self._environment, start_new_session=True)
+        subprocess.Popen(self._gcs, env=self._environment, start_new_session=True)
 
     def end(self) -> None:
         """Kill all of it, and remove its files."""
@@ -129,6 +129,12 @@ def signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> N
 
 def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+def _gcs_address(raylet: psutil.Process) -> str:
+    """Ray takes this host's outer address, whatever it is told."""
+    flag = "--gcs-address="
+    return next(a.removeprefix(flag) for a in raylet.cmdline() if a.startswith(flag))
 
 
 def _free_port() -> int:
