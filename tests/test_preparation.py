@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_cluster import preparation
-from rl_cluster.config import ConfigError, RunConfig, TaskConfig
-from rl_cluster.config_file import dump, from_mapping, to_mapping
+from rl_cluster.config import ConfigError, TaskConfig
+from rl_cluster.config_file import dump, from_mapping
 from rl_cluster.effective import Difference
 from rl_cluster.levers import LIVE, apply
 from rl_cluster.machine import Machine

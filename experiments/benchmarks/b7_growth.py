@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 from plan import Plan
 from results import Row, machine
-from sides import HERE, ROOT, BenchmarkError, Tree, Watch, run_once
+from sides import HERE, ROOT, BenchmarkError, Tree, Watch, run_once, side_mark
 
 from rl_cluster.telemetry.summary import read_summary
 
@@ -178,7 +178,8 @@ class LiveRun:
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 train, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "PYTHONPATH": f"{CONFIG.parent}{os.pathsep}{ROOT}"},
+                env={**os.environ, "PYTHONPATH": f"{CONFIG.parent}{os.pathsep}{ROOT}",
+                     **side_mark()},
             )  # fmt: skip
         self.tree = Tree(self._process.pid)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from peers import python_of
 from plan import Plan
 from results import Row, missing
-from sides import ROOT, BenchmarkError, Tree, Watch, Window, run_once
+from sides import ROOT, BenchmarkError, Tree, Watch, Window, run_once, side_mark
 
 from rl_cluster.telemetry.jsonl import read_lines
 
@@ -111,7 +111,7 @@ def learn(
     with log.open("w") as output:
         process = subprocess.Popen(
             command, cwd=directory, stdout=output, stderr=output, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(packages)},
+            env={**os.environ, "PYTHONPATH": str(packages), **side_mark()},
         )  # fmt: skip
     tree = Tree(process.pid)
     try:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ import psutil
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 START_TIMEOUT_S = 300.0
+_MARK = "BENCHMARK_SIDE"
 ENDING_S = 10.0
 _TAIL_LINES = 20
 
@@ -66,19 +68,35 @@ class Side(Protocol):
         ...
 
 
+def side_mark() -> dict[str, str]:
+    """Environment by which a side's processes are known, also those that are nobody's children."""
+    return {_MARK: uuid.uuid4().hex}
+
+
 class Tree:
-    """CPU time of a process and its descendants, also of those that ended while it was watched."""
+    """CPU time of a process and its descendants, also of those that ended while it was watched.
+
+    Whoever carries the same `side_mark` as the process belongs to it, too.
+    """
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
+        self._mark: str | None = None
+        with suppress(psutil.Error):  # it may have ended already
+            self._mark = self._root.environ().get(_MARK)
         self._spent: dict[psutil.Process, float] = {}
 
     def processes(self) -> list[psutil.Process]:
         """Return those that live."""
-        try:
-            return [self._root, *self._root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        found: dict[int, psutil.Process] = {}
+        with suppress(psutil.NoSuchProcess):
+            for process in (self._root, *self._root.children(recursive=True)):
+                found[process.pid] = process
+        for process in psutil.process_iter() if self._mark else ():
+            with suppress(psutil.Error):
+                if process.environ().get(_MARK) == self._mark:
+                    found.setdefault(process.pid, process)
+        return list(found.values())
 
     def cpu_s(self) -> float:
         """CPU seconds spent until now."""
@@ -100,10 +118,12 @@ class Tree:
         self.signal(signal.SIGCONT)
         with suppress(psutil.Error):
             self._root.terminate()
-        _, alive = psutil.wait_procs(processes, timeout=ENDING_S)
-        for process in alive:
-            with suppress(psutil.Error):
-                process.kill()
+        psutil.wait_procs(processes, timeout=ENDING_S)
+        while alive := [p for p in self.processes() if p.status() != psutil.STATUS_ZOMBIE]:
+            for process in alive:
+                with suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(alive, timeout=1.0)
 
 
 class Watch:
@@ -151,7 +171,8 @@ class ServedSide:
         self._process = subprocess.Popen(
             [str(python), "-u", str(HERE / script), json.dumps(asked)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": paths, **(env or {})}, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": paths, **(env or {}), **side_mark()},
+            start_new_session=True,
         )  # fmt: skip
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._noise: deque[str] = deque(maxlen=_TAIL_LINES)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from sides import BenchmarkError, Tree, Watch, Window
+from sides import BenchmarkError, Tree, Watch, Window, side_mark
 
 WARM_UP_UPDATES = 20
 LEARNING_TIMEOUT_S = 600.0
@@ -74,7 +74,7 @@ class TrainingSide:
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 program.command, cwd=program.directory, stdout=log, stderr=log,
-                env={**os.environ, **program.env}, start_new_session=True,
+                env={**os.environ, **program.env, **side_mark()}, start_new_session=True,
             )  # fmt: skip
         self.tree = Tree(self._process.pid)
         try:

@@ -127,8 +127,8 @@ class Oversight:
             group = self.crew.groups[task] = self.group(task)
             self.reports[task] = TaskReport(group, earlier.get(task))
         if same_session:
-            active = self.load.active if same_cluster else ()
-            self.crew.restore(state["workers"], 0.0, active)
+            # Those that were leaving, too: nobody else would end their workers.
+            self.crew.restore(state["workers"], 0.0, config.tasks if same_cluster else ())
             for task, ended in state["ended"].items():
                 self.reports[task].end(*ended)
 
@@ -186,7 +186,7 @@ class Oversight:
     def _mend(self, now_s: float) -> None:
         tasks = self.load.active - self.wishes.removed - self.wishes.parked.keys()
         parks, gifts = self.crew.mend(
-            frozenset(filter(self._fits, tasks)),
+            frozenset(filter(self._fits, self._with_room(tasks))),
             frozenset(self.wishes.given_up),
             now_s,
             self.clock.wall_s(),
@@ -199,6 +199,15 @@ class Oversight:
         if parks or gifts or not self._wishes_kept:
             self._wishes_kept = self._has_written("wishes", self.wishes.to_record())
         self._apply_pauses()
+
+    def _with_room(self, tasks: frozenset[str]) -> frozenset[str]:
+        """Those that have workers, and of the others as many as the load has room for.
+
+        Who leaves keeps its room, and its memory, until it has saved.
+        """
+        filled = {task for task, group in self.crew.groups.items() if not group.is_empty}
+        room = max(0, self.load.state.load.games - len(filled))
+        return frozenset([*(tasks & filled), *sorted(tasks - filled)[:room]])
 
     def _fits(self, task: str) -> bool:
         """Give a task's places the settings of the present load and levers.

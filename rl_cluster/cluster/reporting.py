@@ -62,6 +62,11 @@ class Rate:
         while self._points[0][0] < now_s - _WINDOW_S:
             self._points.popleft()
 
+    def hold(self, now_s: float) -> None:
+        """Note that nobody counts now: the counter stands still."""
+        if self._points:
+            self.add(now_s, self._points[-1][1])
+
     @property
     def per_second(self) -> float:
         """Growth per second; 0 before two readings."""
@@ -118,12 +123,16 @@ class TaskReport:
             totals.env_steps = replay.env_steps
             totals.returns = _returns(replay)
             self._frames.add(now_s, totals.env_steps * group.plan.spec.frame_skip)
+        else:
+            self._frames.hold(now_s)
         if learner is not None:
             totals.learner_updates = learner.updates
             totals.learner_samples = learner.samples
             totals.skipped_batches = learner.skipped_batches
             totals.policy_version = max(0, learner.policy_version)
             self._samples.add(now_s, totals.learner_samples)
+        else:
+            self._samples.hold(now_s)
         if evaluator is not None and evaluator.evaluation is not None:
             totals.evaluation = _evaluation(evaluator.evaluation)
         if evaluator is not None and evaluator.best is not None:

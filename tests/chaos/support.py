@@ -115,7 +115,12 @@ class ChaosRun(LiveRun):
     def await_training(self, timeout_s: float = 120.0) -> None:
         """Wait until learning has begun and something is saved."""
         saved = self.run_dir / "Catch" / "checkpoints" / "latest"
-        self.until(lambda: self.updates() > 50 and saved.exists(), timeout_s, "training")
+
+        def trains() -> bool:
+            assert self.process.poll() is None, f"the run ended:\n{self.story()}"
+            return self.updates() > 50 and saved.exists()
+
+        self.until(trains, timeout_s, "training")
 
     def await_rise(
         self, keys: Sequence[str], since_s: float, timeout_s: float = 120.0, task: str = "Catch"

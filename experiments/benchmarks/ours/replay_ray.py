@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cluster import start_cluster
 from replay import BLOCK_LENGTH, RULE, BlockMaker
 from replay_side import ALPHA, BATCH, BETA, Batch, wrong_rows
 from serve import arguments, serve
 from tape import CHUNK, ENVIRONMENTS, load
 
-from rl_cluster.cluster import runtime
 from rl_cluster.cluster.actors import Ref, read, spawn
 from rl_cluster.cluster.replay_actor import PREFETCHED_BATCHES, ReplayActor
 from rl_cluster.cluster.replay_client import ReplayClient
-from rl_cluster.config import ClusterConfig, LearnerConfig, ReplayConfig, RolloutConfig, TaskConfig
+from rl_cluster.config import LearnerConfig, ReplayConfig, RolloutConfig, TaskConfig
 from rl_cluster.learner import LearnerCounters
 from rl_cluster.replay import gather
 from rl_cluster.replay.block import Block
@@ -158,7 +158,7 @@ def main() -> None:
     """Start Ray and serve."""
     asked = arguments()
     capacity = int(asked["capacity"])
-    runtime.start(ClusterConfig(), "bench", BYTES_PER_TRANSITION * capacity + SPARE_BYTES)
+    start_cluster("bench", BYTES_PER_TRANSITION * capacity + SPARE_BYTES)
     learner = Learner(asked["tape"], capacity)
     learner.take()
     serve(lambda: 0.0, PACKAGES, learner.check, learner.work_for, learner.limit)

@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from cluster import start_cluster
 from serve import arguments, serve
 from weights_seen import GAP_S, Arrivals, digest, publications_in
 
 from rl_cluster.agents.dqn import Transitions
 from rl_cluster.agents.policy import GreedyPolicy
-from rl_cluster.cluster import runtime
 from rl_cluster.cluster.actors import Actor, Ref, read, spawn
 from rl_cluster.cluster.publisher import WeightsPublisher
 from rl_cluster.cluster.rollout_actor import WeightsInbox
 from rl_cluster.cluster.weights_actor import WeightsActor
-from rl_cluster.config import ClusterConfig, LearnerConfig, TaskConfig
+from rl_cluster.config import LearnerConfig, TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.learner import Learner, build_agent, build_network, checkpoint_schema
 
@@ -78,7 +78,7 @@ class Publishing:
 
     def __init__(self, counts: list[int]) -> None:
         torch.set_num_threads(1)
-        runtime.start(ClusterConfig(), "weights", STORE_BYTES)
+        start_cluster("weights", STORE_BYTES)
         self._arrivals = Arrivals(counts)
         device = torch.device(CONFIG.learner.device)
         agent = build_agent(CONFIG.agent, CONFIG.learner, SPEC, device)
