@@ -18,6 +18,8 @@ import yaml
 from rl_cluster import config_file
 from rl_cluster.config import ConfigError, RunConfig, TaskConfig
 from rl_cluster.machine import Machine
+from rl_cluster.supervision.load import Load
+from rl_cluster.supervision.tiers import CUSTOM, LoadRule
 from rl_cluster.telemetry.summary import write_text_atomically
 
 _log = logging.getLogger(__name__)
@@ -59,9 +61,17 @@ def resolve(config: RunConfig, machine: Machine) -> EffectiveConfig:
     differences: list[Difference] = []
     tasks = {}
     for name, task in config.tasks.items():
-        tasks[name], found = _resolve_task(name, task, machine, len(config.tasks))
+        tasks[name], found = _resolve_task(name, task, machine, tasks_at_once(config))
         differences += found
     return EffectiveConfig(dataclasses.replace(config, tasks=tasks), tuple(differences))
+
+
+def tasks_at_once(config: RunConfig) -> int:
+    """Tasks that train at once under the tier that is asked for, memory permitting."""
+    load, every = config.load, len(config.tasks)
+    if load.tier == CUSTOM:
+        return every
+    return min(every, LoadRule.of(load, Load(1, 1, 1), every).goal(load.tier).games)
 
 
 def gather_on_host(effective: EffectiveConfig, reasons: Mapping[str, str]) -> EffectiveConfig:

@@ -23,6 +23,7 @@ from rl_cluster.effective import (
     EffectiveConfig,
     gather_on_host,
     resolve,
+    tasks_at_once,
     with_replay,
 )
 from rl_cluster.environments import EnvironmentSpec, make_environment, spec_of
@@ -32,8 +33,7 @@ from rl_cluster.machine import Machine, detect
 from rl_cluster.replay.block import Block, BlockBuilder
 from rl_cluster.resident import resident_bytes
 from rl_cluster.supervision.admission import Admission, TaskDemand, admit, fit, most_at_once
-from rl_cluster.supervision.load import Load
-from rl_cluster.supervision.tiers import CUSTOM, LoadRule, LoadState
+from rl_cluster.supervision.tiers import CUSTOM, LoadState
 
 _STORE_SLACK = 1.06
 _WORKERS_BESIDE_ROLLOUTS = 3  # replay, learner, evaluator
@@ -92,10 +92,8 @@ def _fitted(
     effective: EffectiveConfig, demands: list[TaskDemand], machine: Machine
 ) -> tuple[EffectiveConfig, list[TaskDemand], int]:
     """Fit the replay of a tier's tasks to the machine's memory; how many fit at once then."""
-    load = effective.config.load
-    goal = LoadRule.of(load, Load(1, 1, 1), 1).goal(load.tier).games
-    games, share = fit(demands, machine, goal)
-    asked = min(goal, len(demands))
+    asked = tasks_at_once(effective.config)
+    games, share = fit(demands, machine, asked)
     differences = []
     if games < asked:
         reason = f"{machine.memory_bytes / 1e9:.1f} GB of memory available"

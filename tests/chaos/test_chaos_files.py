@@ -224,6 +224,7 @@ def test_a_run_resumes_beside_damaged_files_and_says_so(tmp_path: Path, how: str
 # Crashes -------------------------------------------------------------------------------------
 
 
+@only_in_full("tests/test_checkpoint.py and tests/test_replay_journal.py have it")
 def test_a_crash_at_every_point_of_a_save(tmp_path: Path) -> None:
     """Of a checkpoint and of the journal; `kill -9` at random moments is a row of its own."""
     checkpoints, journal = tmp_path / "checkpoints", tmp_path / "journal"
