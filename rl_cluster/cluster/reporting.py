@@ -179,6 +179,7 @@ class TaskReport:
         """The task's row of metrics: the summary's figures and those that only experts read."""
         replay, learner = self._group.replay_status, self._group.learner_status
         values = task_metrics(self.summary())
+        values["worker_memory_bytes"] = self._group.memory_bytes
         if replay is not None:
             values |= {
                 "replay_age_p50": replay.replay_age[0],

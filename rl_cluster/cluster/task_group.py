@@ -165,6 +165,12 @@ class TaskGroup:
         """Actors that were replaced."""
         return sum(worker.restarts for worker in self.workers())
 
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory of all workers, as each said last; pages that they share count for each."""
+        healths = (worker.health for worker in self.workers())
+        return sum(health.memory_bytes for health in healths if health is not None)
+
     def failed_collection(self, worker: Worker) -> tuple[int, str]:
         """The life of a rollout whose call for blocks failed last, and why; life 0: none did."""
         failed = self.replay_status.failed_rollouts if self.replay_status else {}

@@ -101,11 +101,6 @@ METRICS: dict[str, Metric] = {
             "Should stay far below the checkpoint period; growth points at a slow or full disk.",
         ),
         Metric(
-            "uploaded_updates", "updates", "gauge", "task", "learning",
-            "Learner updates of the newest checkpoint that is whole at `checkpoint.upload`, too.",
-            "Some checkpoints behind `learner_updates`; what stays behind has failing uploads.",
-        ),
-        Metric(
             "samples_per_insert_wanted", "samples/insert", "gauge", "task", "replay",
             "Samples per inserted transition that the configuration asks for.",
             "Constant, unless a tier changes it.",
@@ -228,6 +223,16 @@ METRICS: dict[str, Metric] = {
             "best_mean_return", "game score", "gauge", "task", "returns",
             "Best evaluation so far, over all sessions of the run.",
             "Never falls; the checkpoint called `best` holds that policy.",
+        ),
+        Metric(
+            "worker_memory_bytes", "bytes", "gauge", "task", "health",
+            "Resident memory of the task's workers; pages that they share count for each.",
+            "Flat once replay is full. Steady growth is a leak: restart the worker that grows.",
+        ),
+        Metric(
+            "uploaded_updates", "updates", "gauge", "task", "health",
+            "Learner updates of the newest checkpoint that is whole at `checkpoint.upload`, too.",
+            "Some checkpoints behind `learner_updates`; what stays behind has failing uploads.",
         ),
         Metric(
             "restarts", "restarts", "counter", "task", "health",
