@@ -22,7 +22,7 @@ from ray.util import list_named_actors
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
 from rl_cluster.cluster import names, runtime
 from rl_cluster.cluster.actors import cause_of, spawn
-from rl_cluster.cluster.oversight import RunPlan
+from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.supervisor_actor import SupervisorActor
 from rl_cluster.config import ConfigError
 from rl_cluster.config_file import load

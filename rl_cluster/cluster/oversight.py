@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -19,16 +18,15 @@ from rl_cluster.cluster.crew import Crew, sayer
 from rl_cluster.cluster.keeper_guard import KeeperGuard
 from rl_cluster.cluster.messages import RunClock
 from rl_cluster.cluster.reporting import TaskReport
+from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.run_report import RunReport
 from rl_cluster.cluster.task_group import TaskGroup, TaskPlan
 from rl_cluster.cluster.telemetry_hub import TelemetryHub
-from rl_cluster.config import RunConfig, TaskConfig
+from rl_cluster.config import TaskConfig
 from rl_cluster.control import Control, ProcessId
-from rl_cluster.effective import EffectiveConfig, EffectiveFile
-from rl_cluster.environments import EnvironmentSpec
+from rl_cluster.effective import EffectiveFile
 from rl_cluster.levers import apply_all
 from rl_cluster.load_control import LoadControl
-from rl_cluster.machine import Machine
 from rl_cluster.others_cpu import marked_with
 from rl_cluster.preparation import at_load, is_live_change
 from rl_cluster.supervision.health import Deadlines, Watch
@@ -49,27 +47,6 @@ _log = logging.getLogger(__name__)
 TICK_S = 1.0
 _SAVE_TIMEOUT_S = 4.0
 _CALM_SAVE_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """What a run is made from."""
-
-    name: str
-    run_dir: Path
-    effective: EffectiveConfig
-    """Tasks that were added live included."""
-    specs: dict[str, EnvironmentSpec]
-    tracker_ids: dict[str, str]
-    machine: Machine
-    most_games: int
-    """Tasks that fit the machine's memory at once."""
-    object_store_bytes: int
-
-    @property
-    def config(self) -> RunConfig:
-        """Effective configuration."""
-        return self.effective.config
 
 
 class Oversight:

@@ -15,8 +15,9 @@ import time
 from typing import Any
 
 from rl_cluster.cluster.actors import Ref, read
-from rl_cluster.cluster.oversight import TICK_S, Oversight, RunPlan
+from rl_cluster.cluster.oversight import TICK_S, Oversight
 from rl_cluster.cluster.reporting import TaskReport
+from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.telemetry.summary import RunState, Summary

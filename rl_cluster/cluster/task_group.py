@@ -167,7 +167,7 @@ class TaskGroup:
 
     @property
     def memory_bytes(self) -> int:
-        """Resident memory of all workers, as each said last; pages that they share count for each."""
+        """Resident memory of all workers, as each said last; shared pages count for each."""
         healths = (worker.health for worker in self.workers())
         return sum(health.memory_bytes for health in healths if health is not None)
 
