@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         "stop": _stop,
         "keep": _keep,
         "install-service": _install_service,
+        "fetch": _fetch,
         "evaluate": _evaluate,
         "report": _report,
         "doctor": _doctor,
@@ -74,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="go on showing until it ends")
 
     _add_levers(commands)
+
+    fetch = commands.add_parser("fetch", help="bring an uploaded checkpoint into a run directory")
+    fetch.add_argument("url", metavar="URL/RUN/TASK", help="as `checkpoint.upload` has it")
+    fetch.add_argument("run", type=Path, metavar="RUN", help="where it is trained on")
+    fetch.add_argument("task", metavar="TASK")
+    fetch.add_argument("--best", action="store_true", help="the best one, not the newest")
 
     evaluate = commands.add_parser("evaluate", help="play whole games with a checkpoint")
     evaluate.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
@@ -298,6 +305,18 @@ def _install_service(arguments: argparse.Namespace) -> int:
     try:
         print(install(arguments.run, arguments.user))
     except ServiceError as error:
+        return _complain(str(error), FAILED)
+    return DONE
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from rl_cluster.checkpoint import CheckpointError, CheckpointStore
+    from rl_cluster.remote import RemoteError, download
+
+    store = CheckpointStore(arguments.run / arguments.task / "checkpoints", keep=1)
+    try:
+        print(download(arguments.url, store, arguments.best).path)
+    except (RemoteError, CheckpointError) as error:
         return _complain(str(error), FAILED)
     return DONE
 

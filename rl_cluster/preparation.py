@@ -30,6 +30,7 @@ from rl_cluster.environments import EnvironmentSpec, make_environment, spec_of
 from rl_cluster.learner import build_network
 from rl_cluster.levers import LIVE
 from rl_cluster.machine import Machine, detect
+from rl_cluster.remote import RemoteError, check_url
 from rl_cluster.replay.block import Block, BlockBuilder
 from rl_cluster.resident import resident_bytes
 from rl_cluster.supervision.admission import Admission, TaskDemand, admit, fit, most_at_once
@@ -77,6 +78,7 @@ def prepare(config: RunConfig) -> PreparedRun:
         env = make_environment(task.env, num_envs=1, threads=1)
         specs[name] = spec_of(env)
         env.close()
+        _check_upload(name, task)
         demands.append(_demand(name, task, specs[name]))
         if reason := _why_not_resident(task, specs[name], machine, len(config.tasks)):
             reasons[name] = reason
@@ -86,6 +88,14 @@ def prepare(config: RunConfig) -> PreparedRun:
         effective, demands, most_games = _fitted(effective, demands, machine)
     largest = sorted(demands, key=lambda demand: demand.store_bytes)[-most_games:]
     return PreparedRun(effective, machine, specs, demands, admit(largest, machine), most_games)
+
+
+def _check_upload(name: str, task: TaskConfig) -> None:
+    try:
+        if task.checkpoint.upload is not None:
+            check_url(task.checkpoint.upload)
+    except RemoteError as error:
+        raise ConfigError(f"tasks.{name}.checkpoint.upload: {error}") from error
 
 
 def _fitted(

@@ -40,6 +40,17 @@ class RemoteError(RuntimeError):
     """A remote place cannot be used, or what was written there is not what it gives back."""
 
 
+def check_url(url: str) -> None:
+    """Raise RemoteError unless a URL can be used, and holds no secret to be written down."""
+    parts = urlsplit(url)
+    if parts.password or parts.query:
+        raise RemoteError(
+            f"{_cleaner(url)(url)} holds a password or a query: configurations are kept in run "
+            "directories. Give credentials as the service's own environment variables or files"
+        )
+    RemoteCheckpoints(url)
+
+
 class RemoteMissing(RemoteError):
     """There is nothing at that place."""
 
