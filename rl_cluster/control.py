@@ -18,6 +18,9 @@ from rl_cluster.telemetry.summary import write_text_atomically
 RUN_MARK = "RL_CLUSTER_RUN"
 """Environment variable, in every process of a kept run, that holds the run's directory."""
 
+REFUSED = 2
+"""Exit code of a start that cannot be, so that trying again is no use."""
+
 
 @dataclass(frozen=True)
 class ProcessId:

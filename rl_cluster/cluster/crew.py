@@ -15,7 +15,7 @@ import numpy as np
 from ray.exceptions import RayError
 
 from rl_cluster.cluster import names
-from rl_cluster.cluster.actors import Actor, cause_of, read, spawn
+from rl_cluster.cluster.actors import Actor, Ref, cause_of, read, spawn
 from rl_cluster.cluster.messages import StopReport
 from rl_cluster.cluster.task_group import TaskGroup
 from rl_cluster.cluster.weights_actor import WeightsActor
@@ -95,7 +95,7 @@ class Crew:
                     "worker_parked", action.reason, "training goes on", workers[action.worker]
                 )
             elif isinstance(action, Retire):
-                self.groups[action.task].retire(now_s)
+                self._retire(self.groups[action.task], now_s)
             elif isinstance(action, Stop):
                 self._say("worker_replaced", action.reason, "restart", workers[action.worker])
                 workers[action.worker].empty()
@@ -109,15 +109,24 @@ class Crew:
         calls = {task: self.groups[task].save() for task in tasks}
         deadline_s = time.monotonic() + timeout_s
         for task, refs in calls.items():
-            learner, replay = self.groups[task].learner, self.groups[task].replay
-            for worker, ref in zip((learner, replay), refs, strict=False):
-                try:
-                    answer = read(ref, max(0.1, deadline_s - time.monotonic()))
-                except RayError as error:
-                    self._say_not_saved(worker, cause_of(error))
-                else:
-                    if worker is learner:
-                        self._take_last_report(learner, answer)
+            self._hear(self.groups[task], refs, deadline_s)
+
+    def _retire(self, group: TaskGroup, now_s: float) -> None:
+        refs = group.leave(now_s)
+        if refs is not None:
+            self._hear(group, refs, time.monotonic())
+            group.stop()
+
+    def _hear(self, group: TaskGroup, refs: list[Ref], deadline_s: float) -> None:
+        """Take the answers of those that were asked to save."""
+        for worker, ref in zip((group.learner, group.replay), refs, strict=False):
+            try:
+                answer = read(ref, max(0.1, deadline_s - time.monotonic()))
+            except RayError as error:
+                self._say_not_saved(worker, cause_of(error))
+            else:
+                if worker is group.learner:
+                    self._take_last_report(worker, answer)
 
     def _take_last_report(self, learner: Worker, report: StopReport) -> None:
         learner.status = report.status
@@ -148,6 +157,8 @@ class Crew:
                 cause = worker.fail(now_s, collect_cause)
         if cause is not None:
             self._say("worker_failed", cause, "restart", worker)
+        if worker.health is not None and worker.health.phase == "ended" and not group.is_leaving:
+            worker.empty()  # asked to leave by a supervisor that died before it ended it
         for notice in notices:
             self._say(notice["kind"], notice["cause"], notice["action"], worker, notice["detail"])
 

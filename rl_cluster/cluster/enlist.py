@@ -26,7 +26,7 @@ from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.supervisor_actor import SupervisorActor
 from rl_cluster.config import ConfigError
 from rl_cluster.config_file import load
-from rl_cluster.control import Control
+from rl_cluster.control import REFUSED, Control
 from rl_cluster.learner import checkpoint_schema
 from rl_cluster.preparation import PreparedRun, prepare, with_added
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, read_cluster
@@ -73,8 +73,11 @@ def enlist(run_dir: Path) -> int:
         spawn(SupervisorActor, names.SUPERVISOR, plan, max_concurrency=8, restarted_by_ray=True)
         actor = ray.get_actor(names.SUPERVISOR)
         ray.get(actor.health.remote(), timeout=_CLUSTER_TIMEOUT_S)
-    except (AdmissionError, CheckpointError, ConfigError, RayError, TimeoutError) as error:
+    except (AdmissionError, CheckpointError, ConfigError) as error:
         control.write("enlist", {"error": cause_of(error)})
+        return REFUSED
+    except (RayError, TimeoutError) as error:  # the keeper tries again
+        print(f"not enlisted: {cause_of(error)}", file=sys.stderr)
         return 1
     finally:
         runtime.leave()

@@ -12,19 +12,32 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 import psutil
 import ray
-from ray._private import internal_api
+from ray._common import network_utils
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
+
+_ANSWER_S = 0.5
+"""The supervisor waits for it between two ticks."""
 
 
 def object_store_bytes() -> int | None:
-    """Bytes in use in this node's object store; None where its node does not answer."""
+    """Bytes in use in this node's object store; None where its node does not answer soon.
+
+    A node answers when all of its workers have, so one that hangs holds the answer up.
+    """
     ray_nodes: Any = ray.nodes
-    node_stats: Any = internal_api.node_stats
+    build_address: Any = network_utils.build_address  # type: ignore[attr-defined]
+    messages: Any = node_manager_pb2
+    make_stub: Any = node_manager_pb2_grpc.NodeManagerServiceStub
     here = ray.get_runtime_context().get_node_id()
     node = next(node for node in ray_nodes() if node["NodeID"] == here)
-    try:
-        stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)
-    except grpc.RpcError:
-        return None
+    address = build_address(node["NodeManagerAddress"], node["NodeManagerPort"])
+    request = messages.GetNodeStatsRequest(include_memory_info=False)
+    with init_grpc_channel(address) as channel:
+        try:
+            stats = make_stub(channel).GetNodeStats(request, timeout=_ANSWER_S)
+        except grpc.RpcError:
+            return None
     return int(stats.store_stats.object_store_bytes_used)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from rl_cluster.cluster import runtime
 from rl_cluster.config_file import load
-from rl_cluster.control import RUN_MARK, Control, PulseReader
+from rl_cluster.control import REFUSED, RUN_MARK, Control, PulseReader
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, RunDirectoryError, read_cluster
 from rl_cluster.service import Notifier
 from rl_cluster.signals import StopFlag
@@ -34,6 +35,8 @@ _HURRY_S = 7.0
 """Longest that a run may take to save when it is asked to stop."""
 _SILENT_S = 15.0
 _STARTING_S = 90.0
+_SHOT_LATELY_S = 60.0
+"""A supervisor that falls silent again so soon needs more than another life: a new cluster."""
 _MAX_RESTARTS, _WINDOW_S = 5, 600.0
 _ENLIST = (sys.executable, "-m", "rl_cluster.cluster.enlist")
 
@@ -47,7 +50,7 @@ class Keeper:
         self._watch = Watch(longest_tick_s=2.0)
         self._supervisor = PulseReader(self._control, "supervisor", 0.0)
         self._starter: subprocess.Popen[bytes] | None = None
-        self._seen_alive, self._shot = False, False
+        self._seen_alive, self._shot_s = False, -math.inf
         self._stop_asked_s: float | None = None
         self._restarts_s: list[float] = []
         self._systemd = Notifier()
@@ -60,8 +63,11 @@ class Keeper:
         """
         os.environ[RUN_MARK] = str(self._directory.path)  # `rl-cluster keep` comes without it
         self._sign()
-        if not adopt or not self._has_cluster:
+        if not adopt:
             self._start_cluster()
+        elif not self._has_cluster:
+            # Its address must not be read, and what is left of it may still hold fences.
+            self._restart("the cluster that was left is gone", 0.0)
         self._systemd.ready()
         state, reason = self._keep()
         self._write_end(state, reason)
@@ -120,7 +126,7 @@ class Keeper:
 
     def _start_cluster(self) -> None:
         """Start an empty cluster and, beside it, the program that enlists the supervisor."""
-        self._seen_alive = self._shot = False
+        self._seen_alive, self._shot_s = False, -math.inf
         self._control.clear("recycled")
         config, session = load(self._directory.path / "config.yaml"), self._control.read("session")
         assert session is not None
@@ -156,17 +162,20 @@ class Keeper:
         """Why the cluster has to be made anew; None while it lives."""
         if not self._has_cluster:
             return "a process of the cluster itself died"
+        if self._starter is not None and self._starter.poll():
+            return "the supervisor could not be started"
         silence_s = self._supervisor.silence_s(now_s)
         if silence_s < 2.0:
-            self._seen_alive, self._shot = self._seen_alive or self._starter_is_done, False
+            self._seen_alive = self._seen_alive or self._starter_is_done
             self._systemd.alive()
         limit_s = _SILENT_S if self._seen_alive else _STARTING_S
         if silence_s < limit_s:
             return None
         process = self._control.signed("supervisor")
-        if self._seen_alive and not self._shot and process is not None:
+        shot_lately = now_s - self._shot_s < _SHOT_LATELY_S
+        if self._seen_alive and not shot_lately and process is not None:
             # Ray brings it back, in a cluster that works: nothing of the run is lost by it.
-            self._shot = True
+            self._shot_s = now_s
             self._supervisor.reset(now_s)
             self._say_and_shoot(process.pid if process.alive else None, silence_s)
             return None
@@ -177,12 +186,11 @@ class Keeper:
         return self._starter is None or self._starter.poll() is not None
 
     def _starter_failure(self) -> str | None:
-        if self._starter is None or not self._starter.poll():
+        """Why the run cannot be, whatever is tried again."""
+        if self._starter is None or self._starter.poll() != REFUSED:
             return None
         said = self._control.read("enlist") or {}
-        return str(
-            said.get("error") or f"it could not be started: see {self._directory.path}/keeper.log"
-        )
+        return str(said.get("error") or f"see {self._directory.path}/keeper.log")
 
     def _stop_overdue(self, now_s: float) -> bool:
         if not self._control.requested("stop"):

@@ -7,9 +7,7 @@ performed. Whatever a later supervisor needs is on disk at the end of each tick.
 from __future__ import annotations
 
 import logging
-import os
 import time
-from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -20,10 +18,11 @@ from rl_cluster.cluster.messages import RunClock
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.run_report import RunReport
+from rl_cluster.cluster.seat import Seat
 from rl_cluster.cluster.task_group import TaskGroup, TaskPlan
 from rl_cluster.cluster.telemetry_hub import TelemetryHub
 from rl_cluster.config import TaskConfig
-from rl_cluster.control import Control, ProcessId
+from rl_cluster.control import Control
 from rl_cluster.effective import EffectiveFile
 from rl_cluster.levers import apply_all
 from rl_cluster.load_control import LoadControl
@@ -55,7 +54,7 @@ class Oversight:
     def __init__(self, run: RunPlan) -> None:
         self.plan, config = run, run.config
         self.control = Control(run.run_dir)
-        self._signed, self._wishes_kept = False, True
+        self._seat, self._wishes_kept = Seat(self.control, "supervisor"), True
         self._effective_file = EffectiveFile(run.run_dir, run.effective)
         self._watch = Watch(longest_tick_s=2 * TICK_S)
         self.hub = TelemetryHub(run.name, run.run_dir, config, run.tracker_ids)
@@ -118,14 +117,12 @@ class Oversight:
     def tick(self) -> None:
         """Look once, and do what follows from it."""
         now_s = self._watch.look(time.monotonic())
-        self._signed = self._signed or self._has_written(
-            "supervisor", asdict(ProcessId.of(os.getpid()))
-        )
+        self._seat.hold()
         self.crew.look(now_s)
+        for report in self.reports.values():  # before anybody is parked with these as the last
+            report.refresh(now_s)
         self._adjust_load(now_s)
         self._mend(now_s)
-        for report in self.reports.values():
-            report.refresh(now_s)
         self._complete_tasks()
         self._write_effective()
         self._keeper.look(now_s)
@@ -161,6 +158,7 @@ class Oversight:
         return {t: config.tasks[t].priority for t in live if t not in resting}
 
     def _mend(self, now_s: float) -> None:
+        self._seat.hold()  # it may have been frozen since the tick began
         tasks = self.load.active - self.wishes.removed - self.wishes.parked.keys()
         parks, gifts = self.crew.mend(
             frozenset(filter(self._fits, self._with_room(tasks))),
@@ -180,11 +178,12 @@ class Oversight:
     def _with_room(self, tasks: frozenset[str]) -> frozenset[str]:
         """Those that have workers, and of the others as many as the load has room for.
 
-        Who leaves keeps its room, and its memory, until it has saved.
+        Who leaves keeps its room, and its memory, until it has saved, and comes back only then.
         """
         filled = {task for task, group in self.crew.groups.items() if not group.is_empty}
+        leaving = {task for task in filled if self.crew.groups[task].is_leaving}
         room = max(0, self.load.state.load.games - len(filled))
-        return frozenset([*(tasks & filled), *sorted(tasks - filled)[:room]])
+        return frozenset([*(tasks & filled - leaving), *sorted(tasks - filled)[:room]])
 
     def _fits(self, task: str) -> bool:
         """Give a task's places the settings of the present load and levers.

@@ -111,19 +111,22 @@ class TaskGroup:
             except ValueError:  # there is none of that name
                 continue
 
-    def retire(self, now_s: float) -> bool:
-        """Let the learner save, then end every actor; return whether that is done.
+    def leave(self, now_s: float) -> list[Ref] | None:
+        """Let the learner save; return what `save` does once that is done, or has taken too long.
 
-        Waits for nothing: call it until it is.
+        Waits for nothing: call it until it returns something, and then `stop`.
         """
         if self._leaving is None:
             self._leaving = self.save(), now_s + _RETIRE_TIMEOUT_S
         refs, deadline_s = self._leaving
         if now_s < deadline_s and not all(map(is_here, refs)):
-            return False
-        self._leaving = None
-        self.stop()
-        return True
+            return None
+        return refs
+
+    @property
+    def is_leaving(self) -> bool:
+        """Its learner was asked to leave its loop, so it has to be made anew in any case."""
+        return self._leaving is not None
 
     def save(self) -> list[Ref]:
         """Let the learner save and leave its loop, and replay bring its journal to disk.
@@ -131,6 +134,8 @@ class TaskGroup:
         The learner's answer, a `StopReport`, is the first; one that has never said how it is, is
         still being made and has nothing new to save.
         """
+        if self._leaving is not None:  # it was asked already, and answers once
+            return self._leaving[0]
         refs: list[Ref] = []
         if self.learner.actor is not None and self.learner.status is not None:
             refs.append(self.learner.actor.stop.remote())
@@ -157,6 +162,7 @@ class TaskGroup:
 
     def stop(self) -> None:
         """Kill every actor of the task."""
+        self._leaving = None
         for worker in self.workers():
             worker.empty()
 

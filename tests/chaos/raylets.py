@@ -14,14 +14,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
 
 _MARK = "RL_CLUSTER_CHAOS_CLUSTER"
-_STORE_BYTES = 200_000_000
+_STORE_BYTES = 300_000_000
 QUICK_HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -37,43 +36,80 @@ class RayCluster:
     Args:
       nodes: raylets, the head's included.
       settings: Ray's own, as environment variables.
+      keeps_state: the control store's content survives it, in RocksDB.
     """
 
-    def __init__(self, nodes: int, settings: dict[str, str]) -> None:
+    def __init__(
+        self, nodes: int, settings: Mapping[str, str] | None = None, keeps_state: bool = False
+    ) -> None:
         # Paths of sockets have 107 characters at most.
         self.path = Path(tempfile.mkdtemp(prefix="rc-", dir="/tmp"))
-        self._environment = _clean_environment() | settings | {
+        store = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self.path / "gcs")}
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            **(settings or {}),
+            **(store if keeps_state else {}),
             "RAY_AUTH_MODE": "token",
             "RAY_TMPDIR": str(self.path),
             _MARK: str(self.path),
-        }  # fmt: skip
+        }
         self._nodes = nodes
-        self.raylets: list[psutil.Process] = []
-        """The head's first."""
+        self.address = ""
+        self._head: psutil.Process
 
     def __enter__(self) -> RayCluster:
         try:
             self._ray("get-auth-token", "--generate")
-            port = _free_port()
-            self._start_node("--head", f"--port={port}", "--include-dashboard=false",
-                             f"--temp-dir={self.path}")  # fmt: skip
-            self.address = _gcs_address(self.raylets[0])
-            self._gcs = self.the("gcs_server").cmdline()
+            self._start("--head", f"--port={_free_port()}", "--include-dashboard=false",
+                        f"--temp-dir={self.path}")  # fmt: skip
+            (self._head,) = self._named("raylet")
+            self.address = _gcs_address(self._head)
             for _ in range(self._nodes - 1):
-                self._start_node(f"--address={self.address}")
+                self.add_node()
         except BaseException:
-            self.end()
+            self._end()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
+        self._end()
 
-    def _start_node(self, *arguments: str) -> None:
-        before = set(self._named("raylet"))
+    def add_node(self) -> None:
+        """Start one more raylet."""
+        self._start(f"--address={self.address}")
+
+    def nodes_beside_head(self) -> list[psutil.Process]:
+        """Raylets that the cluster can do without."""
+        return [raylet for raylet in self._named("raylet") if raylet != self._head]
+
+    def gcs(self) -> psutil.Process:
+        """The control store."""
+        (found,) = self._named("gcs_server")
+        return found
+
+    def restart_gcs(self, dead: psutil.Process, command: list[str]) -> None:
+        """What a service does after the death of the control store."""
+        assert not dead.is_running()
+        with (self.path / "gcs.log").open("ab") as log:
+            subprocess.Popen(command, env=self._environment, start_new_session=True,
+                             stdout=log, stderr=log)  # fmt: skip
+
+    def processes(self) -> list[psutil.Process]:
+        """Live processes of the cluster, workers included."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                ours = process.environ().get(_MARK) == str(self.path)
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def _named(self, name: str) -> list[psutil.Process]:
+        return [process for process in self.processes() if _name(process) == name]
+
+    def _start(self, *arguments: str) -> None:
         self._ray("start", "--num-cpus=2", f"--object-store-memory={_STORE_BYTES}",
                   "--disable-usage-stats", *arguments)  # fmt: skip
-        self.raylets += set(self._named("raylet")) - before
 
     def _ray(self, *arguments: str) -> None:
         done = subprocess.run(
@@ -86,38 +122,16 @@ class RayCluster:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def the(self, name: str) -> psutil.Process:
-        """The one process of the cluster that has this name."""
-        (found,) = self._named(name)
-        return found
-
-    def _named(self, name: str) -> list[psutil.Process]:
-        return [p for p in self.processes() if _name(p) == name]
-
-    def processes(self) -> list[psutil.Process]:
-        """Live processes of the cluster, workers included."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                ours = process.environ().get(_MARK) == str(self.path)
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
-
-    def node(self, raylet: psutil.Process) -> list[psutil.Process]:
-        """A raylet and everything that runs under it."""
-        return [raylet, *raylet.children(recursive=True)]
-
-    def restart_gcs(self) -> None:
-        """What an operator's service does after the death of the control store."""
-        subprocess.Popen(self._gcs, env=self._environment, start_new_session=True)
-
-    def end(self) -> None:
-        """Kill all of it, and remove its files."""
+    def _end(self) -> None:
         while found := self.processes():
             signal_all(found, signal.SIGKILL)
             psutil.wait_procs(found, timeout=0.5)
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def node_of(raylet: psutil.Process) -> list[psutil.Process]:
+    """Workers and agents of a raylet, and last itself."""
+    return [*raylet.children(recursive=True), raylet]
 
 
 def signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
@@ -127,8 +141,11 @@ def signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> N
             process.send_signal(number)
 
 
-def _clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+def is_gone(process: psutil.Process) -> bool:
+    """Whether it has ended; nobody may have reaped it yet."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    return True
 
 
 def _gcs_address(raylet: psutil.Process) -> str:
@@ -145,5 +162,5 @@ def _free_port() -> int:
 
 def _name(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name()
+        return str(process.name())
     return ""

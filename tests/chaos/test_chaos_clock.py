@@ -2,63 +2,46 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
+import struct
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from chaos.counts import count, only_in_full
+from chaos.counts import only_in_full
 from chaos.figures import record_figure
-from chaos.support import ChaosRun, CATCH, SETTINGS, check_parameters_finite
+from chaos.support import CATCH, SETTINGS, ChaosRun, check_parameters_finite
 from live_run import lines
 
-pytestmark = [pytest.mark.chaos, only_in_full("a minute with two jumps in it")]
+pytestmark = [pytest.mark.chaos, only_in_full("a minute with two jumps in it, in both directions")]
 HOUR_S = 3_600
 MAX_SECONDS = 45
-LIBRARY = "faketime/libfaketimeMT.so.1"
-
-
-def faketime_library() -> Path:
-    """The library, from its Debian package; skips where that cannot be had."""
-    for _ in range(2):
-        found = sorted(Path("/usr/lib").glob(f"*/{LIBRARY}"))
-        if found:
-            return found[0]
-        if os.geteuid() or not shutil.which("apt-get"):
-            break
-        subprocess.run(
-            ["apt-get", "install", "-y", "--no-install-recommends", "faketime"],
-            capture_output=True,
-            timeout=120,
-        )
-    pytest.skip("libfaketime is not installed: apt-get install faketime")
+SHIM = Path(__file__).with_name("fake_clock.c")
+"""libfaketime cannot let the monotonic clock alone: with FAKETIME_DONT_FAKE_MONOTONIC its
+clock_nanosleep answers EINVAL (version 0.9.10), so that no Python can sleep."""
 
 
 class FakeClock:
-    """The time of day of all processes that are started with its environment."""
+    """The time of day of all processes that are started with its environment.
 
-    def __init__(self, path: Path, patch: pytest.MonkeyPatch) -> None:
-        self._path = path
-        self.set(0)
-        for name, value in {
-            "LD_PRELOAD": str(faketime_library()),
-            "FAKETIME_TIMESTAMP_FILE": str(path),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_DISABLE_SHM": "1",
-            "NO_FAKE_STAT": "1",
-        }.items():
-            patch.setenv(name, value)
+    Skips where there is no C compiler.
+    """
+
+    def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
+        self._path, library = directory / "offset", directory / "fake_clock.so"
+        if (compiler := shutil.which("cc")) is None:
+            pytest.skip("no C compiler, which the false clock needs")
+        build = [compiler, "-O2", "-shared", "-fPIC", "-o", str(library), str(SHIM), "-ldl"]
+        subprocess.run(build, check=True)
+        self._path.write_bytes(struct.pack("q", 0))
+        patch.setenv("LD_PRELOAD", str(library))
+        patch.setenv("FAKE_CLOCK_FILE", str(self._path))
 
     def set(self, offset_s: int) -> None:
         """Let the time of day be so many seconds from the true one, from now on."""
-        beside = self._path.with_suffix(".new")
-        beside.write_text(f"{offset_s:+d}\n")
-        beside.replace(self._path)
+        with self._path.open("r+b", buffering=0) as file:
+            file.write(struct.pack("q", offset_s))
 
 
 @pytest.mark.parametrize("jumps", [(HOUR_S, -HOUR_S), (-HOUR_S, HOUR_S)])
@@ -66,7 +49,7 @@ def test_a_jump_of_the_clock_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jumps: tuple[int, int]
 ) -> None:
     with monkeypatch.context() as patch:
-        clock = FakeClock(tmp_path / "clock", patch)
+        clock = FakeClock(tmp_path, patch)
         settings = (*SETTINGS, f"max_seconds={MAX_SECONDS}")
         run = ChaosRun(CATCH, tmp_path / "run", *settings)
     with run:
@@ -76,8 +59,6 @@ def test_a_jump_of_the_clock_changes_nothing(
             run.until(lambda o=offset_s: _offset_s(run) == pytest.approx(o, abs=30), 30, "a jump")  # type: ignore[misc]
             base = run.updates()
             run.until(lambda b=base: run.updates() > b + 100, 60, "updates")  # type: ignore[misc]
-            status = json.loads((run.run_dir / "summary.json").read_text())
-            assert status["state"] == "running"
         assert run.finish(timeout_s=120) == 0, run.story()
         run.check_nothing_left()
         summary = run.summary()
