@@ -59,6 +59,8 @@ class StepReport:
     learning_rate: float
     skipped_because: str | None = None
     skipped_sources: tuple[str, ...] = ()
+    spoiled: Sample | None = None
+    """Where the values that are not finite came from: best never drawn again."""
 
 
 class Learner:
@@ -88,8 +90,9 @@ class Learner:
         """
         begun = self.counters.updates + len(self._under_way)
         rate = learning_rate(self.agent.settings, begun)
-        if not batch.is_finite():
-            return [self._skipped(batch, "the batch holds values that are not finite", rate)]
+        if not (finite := batch.finite_rows()).all():
+            report = self._skipped(batch, "the batch holds values that are not finite", rate)
+            return [replace(report, spoiled=batch.sample.at(~finite))]
         self._under_way.append((batch, self.agent.begin(_tensors(batch), begun), rate))
         return self.finish(self.steps_ahead)
 

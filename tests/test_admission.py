@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rl_cluster.agents.flat import num_parameters
@@ -104,6 +104,7 @@ machines = st.builds(
 
 
 @settings(deadline=None)
+@example([PONG, replace(PONG, processes=9), PONG], replace(LARGE, memory_bytes=8 * 10**9), 2)
 @given(demands(), machines, st.integers(1, 10))
 def test_whichever_tasks_run_together_fit_with_the_share_that_they_were_given(
     tasks: list[TaskDemand], machine: Machine, wanted: int
@@ -111,12 +112,11 @@ def test_whichever_tasks_run_together_fit_with_the_share_that_they_were_given(
     try:
         games, share = fit(tasks, machine, wanted)
     except AdmissionError:
-        with pytest.raises(AdmissionError):  # with all of its replay, it does not fit either
-            admit([max(tasks, key=size)], machine)
+        with pytest.raises(AdmissionError):  # one at least, with all of its replay
+            for task in tasks:
+                admit([task], machine)
         return
-    assert 1 <= games <= min(wanted, len(tasks)) and 0 < share <= 1
-    if share < 0.1 or games == 1:
-        return
+    assert 1 <= games <= min(wanted, len(tasks)) and 0.1 <= share <= 1
     for together in itertools.combinations(tasks, games):
         admit(kept(list(together), share), machine)
 
@@ -147,10 +147,11 @@ def test_one_that_never_fits_is_refused_with_the_numbers() -> None:
 
 
 @settings(deadline=None)
-@given(demands(), machines)
+@given(demands(), machines, st.integers(1, 20))
 def test_the_most_that_fit_at_once_fit_and_one_more_does_not(
-    tasks: list[TaskDemand], machine: Machine
+    tasks: list[TaskDemand], machine: Machine, processes: int
 ) -> None:
+    tasks = [replace(task, processes=processes) for task in tasks]
     most = most_at_once(tasks, machine)
     largest = sorted(tasks, key=size, reverse=True)
     assert 1 <= most <= len(tasks)

@@ -298,9 +298,9 @@ def test_a_ring_s_memory_comes_from_where_it_is_told() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_batch_knows_whether_its_numbers_are_finite(field: str, value: float) -> None:
     batch, _ = some_batch()
-    assert batch.is_finite()
+    assert batch.finite_rows().all()
     getattr(batch, field)[3] = value
-    assert not batch.is_finite()
+    assert not batch.finite_rows().all()
 
 
 def test_a_batch_whose_arrays_disagree_is_refused() -> None:

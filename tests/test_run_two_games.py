@@ -32,7 +32,7 @@ SETTINGS = (
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     run_dir = tmp_path_factory.mktemp("two") / "games"
     with LiveRun(CONFIG, run_dir, *SETTINGS) as live:
-        live.wait_for(lambda s: _all(s, lambda t: t["replay"]["fill"] == 1), 60)
+        live.wait_for(lambda s: _all(s, lambda t: t["replay"]["fill"] == 1), 120)
         live.ports = _listening(live)
         _kill_and_wait(live, "RolloutActor")
         _kill_and_wait(live, "LearnerActor")

@@ -83,7 +83,8 @@ class EvaluatorActor:
 
     def _run(self) -> None:
         """Evaluate, wait for the rest of the period, and so on, for ever."""
-        random = self._evaluator.random_baseline()
+        with self._vitals.phase("starting"):  # it yields the cores: on a busy host this takes long
+            random = self._evaluator.random_baseline()
         evaluated_step = -1
         while True:
             start_s = time.monotonic()

@@ -223,6 +223,9 @@ class LearnerActor:
         for report in reports:
             if report.td_errors is None:
                 self._skipped = report
+                if report.spoiled is not None:  # or they, never learned from, stay at the top
+                    nothing = np.zeros(len(report.spoiled.rows), np.float32)
+                    self._source.report(report.spoiled, nothing)
             else:
                 self._newest = report
                 self._source.report(report.sample, report.td_errors)

@@ -15,6 +15,7 @@ import ray
 from rl_cluster.cluster.crew import Crew, sayer
 from rl_cluster.cluster.keeper_guard import KeeperGuard
 from rl_cluster.cluster.messages import RunClock
+from rl_cluster.cluster.node_guard import NodeGuard
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.run_report import RunReport
@@ -59,6 +60,7 @@ class Oversight:
         self._watch = Watch(longest_tick_s=2 * TICK_S)
         self.hub = TelemetryHub(run.name, run.run_dir, config, run.tracker_ids)
         self._keeper = KeeperGuard(run.run_dir, self.control, self.hub)
+        self._node = NodeGuard(self.control, self.hub)
         self.wishes = self._known_wishes()
         self._changed: dict[str, TaskConfig] = {}
         """What `requested` has worked out."""
@@ -131,6 +133,8 @@ class Oversight:
         if now_s >= self._row_due_s:
             self._row_due_s = now_s + self.plan.config.telemetry.period_s
             self._figures.write_rows(self.reports, self.clock.wall_s())
+            if self.plan.config.cluster.address == "local":
+                self._node.look(self._figures.object_store_bytes is not None, now_s)
         self._keep_state(now_s)
         self.control.beat("supervisor")
 

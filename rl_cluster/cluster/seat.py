@@ -34,8 +34,10 @@ class Seat:
         """
         if not self._signed:
             self._sign()
-        elif (holder := self._control.signed(self._role)) not in (None, self._me):
-            raise SeatLost(f"process {holder.pid if holder else None} is the {self._role} now")
+            return
+        holder = self._control.signed(self._role)
+        if holder is not None and holder != self._me:
+            raise SeatLost(f"process {holder.pid} is the {self._role} now: this one ends")
 
     def _sign(self) -> None:
         try:

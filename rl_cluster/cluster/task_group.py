@@ -88,6 +88,7 @@ class TaskGroup:
           FenceHeld: whoever was there before still commits.
           ValueError: the name is still taken.
         """
+        self._leaving = None  # all of those that were leaving have died
         path = self.plan.run_dir / "control" / "epochs" / worker.name.replace("/", "-")
         path.parent.mkdir(exist_ok=True)
         worker.epoch = advance(path, _FENCE_TIMEOUT_S)

@@ -68,11 +68,13 @@ class Batch(Generic[Frames]):
     """Lets the caller's stream of a device wait until the observations are there; to be called
     before they are read."""
 
-    def is_finite(self) -> bool:
-        """Whether every number of the batch is; on a device lie whole numbers only."""
-        arrays = (self.s_tm1, self.r_t, self.discount_t, self.s_t, self.weights)
-        host = [array for array in arrays if isinstance(array, np.ndarray)]
-        return all(np.isfinite(array).all() for array in host if array.dtype.kind == "f")
+    def finite_rows(self) -> np.ndarray:
+        """(B,) bool: transitions all of whose numbers are; on a device lie whole numbers only."""
+        finite = np.ones(len(self.a_tm1), np.bool_)
+        for array in (self.s_tm1, self.r_t, self.discount_t, self.s_t, self.weights):
+            if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+                finite &= np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+        return finite
 
     def check_valid(self) -> None:
         """Raise ValueError unless shapes and dtypes agree."""

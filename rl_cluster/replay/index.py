@@ -33,6 +33,10 @@ class Sample:
     weights: np.ndarray
     """(B,) float32: importance weights (N P(i))^-β over their maximum."""
 
+    def at(self, chosen: np.ndarray) -> Sample:
+        """Some of them; `chosen` is (B,) bool."""
+        return Sample(self.block_ids[chosen], self.rows[chosen], self.weights[chosen])
+
 
 class ReplayIndex:
     """Proportional prioritization (Schaul et al. 2016) over a queue of blocks."""

@@ -6,6 +6,8 @@ what is admitted never spills and never grows past what was computed.
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rl_cluster.machine import Machine
@@ -42,10 +44,15 @@ class TaskDemand:
     processes: int
 
     @property
+    def replay_bytes(self) -> int:
+        """Object store that its replay fills."""
+        return self.blocks * self.block_bytes
+
+    @property
     def store_bytes(self) -> int:
         """Object store that it fills."""
-        blocks = (self.blocks + self.blocks_in_flight) * self.block_bytes
-        return blocks + WEIGHT_VERSIONS * self.weights_bytes
+        in_flight = self.blocks_in_flight * self.block_bytes
+        return self.replay_bytes + in_flight + WEIGHT_VERSIONS * self.weights_bytes
 
 
 @dataclass(frozen=True)
@@ -71,28 +78,32 @@ def fit(demands: list[TaskDemand], machine: Machine, games: int) -> tuple[int, f
     Raises:
       AdmissionError: not even one fits with the least replay that is worth having.
     """
-    largest = sorted(demands, key=lambda demand: demand.store_bytes, reverse=True)
     for count in range(min(games, len(demands)), 0, -1):
-        share = _share(largest[:count], machine)
+        processes = _largest(count, (d.processes for d in demands)) * PROCESS_BYTES + RAY_BYTES
+        room = min(machine.shared_memory_bytes, machine.memory_bytes - processes)
+        fixed = _largest(count, (d.store_bytes - d.replay_bytes for d in demands))
+        wanted = _largest(count, (d.replay_bytes for d in demands))
+        share = min(1.0, (room - fixed - STORE_MARGIN_BYTES) / wanted)
         if share >= _LEAST_SHARE:
-            return count, min(1.0, share)
-    admit(largest[:1], machine)  # says with numbers why it does not fit
-    return 1, _LEAST_SHARE
+            return count, share
+    for demand in demands:
+        admit([demand], machine)  # says with numbers why it does not fit
+    return 1, 1.0
 
 
 def most_at_once(demands: list[TaskDemand], machine: Machine) -> int:
     """How many tasks, whichever they are, fit at once with all of their replay; at least 1."""
-    largest = sorted(demands, key=lambda demand: demand.store_bytes, reverse=True)
-    counts = range(len(largest), 1, -1)
-    return next((count for count in counts if _share(largest[:count], machine) >= 1), 1)
+    for count in range(len(demands), 1, -1):
+        store = _largest(count, (d.store_bytes for d in demands)) + STORE_MARGIN_BYTES
+        processes = _largest(count, (d.processes for d in demands)) * PROCESS_BYTES + RAY_BYTES
+        if store <= min(machine.shared_memory_bytes, machine.memory_bytes - processes):
+            return count
+    return 1
 
 
-def _share(demands: list[TaskDemand], machine: Machine) -> float:
-    """How much of the replay that they ask for fits; more than 1 where there is room to spare."""
-    processes = sum(demand.processes for demand in demands) * PROCESS_BYTES + RAY_BYTES
-    room = min(machine.shared_memory_bytes, machine.memory_bytes - processes)
-    fixed = sum(d.store_bytes - d.blocks * d.block_bytes for d in demands) + STORE_MARGIN_BYTES
-    return (room - fixed) / sum(demand.blocks * demand.block_bytes for demand in demands)
+def _largest(count: int, values: Iterable[int]) -> int:
+    """Sum of the largest: the worst that so many tasks can take, whichever they are."""
+    return sum(heapq.nlargest(count, values))
 
 
 def admit(demands: list[TaskDemand], machine: Machine) -> Admission:

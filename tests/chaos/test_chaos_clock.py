@@ -9,14 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from live_run import lines
+
 from chaos.counts import only_in_full
 from chaos.figures import record_figure
 from chaos.support import CATCH, SETTINGS, ChaosRun, check_parameters_finite
-from live_run import lines
 
 pytestmark = [pytest.mark.chaos, only_in_full("a minute with two jumps in it, in both directions")]
 HOUR_S = 3_600
-MAX_SECONDS = 45
+MAX_SECONDS = 90
 SHIM = Path(__file__).with_name("fake_clock.c")
 """libfaketime cannot let the monotonic clock alone: with FAKETIME_DONT_FAKE_MONOTONIC its
 clock_nanosleep answers EINVAL (version 0.9.10), so that no Python can sleep."""
@@ -44,6 +45,7 @@ class FakeClock:
             file.write(struct.pack("q", offset_s))
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("jumps", [(HOUR_S, -HOUR_S), (-HOUR_S, HOUR_S)])
 def test_a_jump_of_the_clock_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jumps: tuple[int, int]
@@ -58,7 +60,7 @@ def test_a_jump_of_the_clock_changes_nothing(
             clock.set(offset_s)
             run.until(lambda o=offset_s: _offset_s(run) == pytest.approx(o, abs=30), 30, "a jump")  # type: ignore[misc]
             base = run.updates()
-            run.until(lambda b=base: run.updates() > b + 100, 60, "updates")  # type: ignore[misc]
+            run.until(lambda b=base: run.updates() > b + 20, 60, "updates")  # type: ignore[misc]
         assert run.finish(timeout_s=120) == 0, run.story()
         run.check_nothing_left()
         summary = run.summary()

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import test_checkpoint
 import test_replay_journal
+from live_run import lines
+from small_disk import PAGE, small_disk
+
 from chaos.counts import count, only_in_full
 from chaos.figures import record_figure
 from chaos.support import (
@@ -21,9 +24,6 @@ from chaos.support import (
     ChaosRun,
     chaos_run,
 )
-from live_run import lines
-from small_disk import PAGE, small_disk
-
 from rl_cluster.checkpoint import CheckpointStore
 from rl_cluster.control import Control
 from rl_cluster.replay.journal_segments import RefusedRecord, list_segments, newest_first
@@ -103,6 +103,7 @@ def check_nothing_torn(run_dir: Path) -> None:
     assert not [path for path in run_dir.rglob("*") if ".tmp" in path.name]
 
 
+@pytest.mark.timeout(600)
 def test_a_full_disk_stops_neither_training_nor_the_supervisor_and_tears_nothing(
     tmp_path: Path,
 ) -> None:
@@ -212,7 +213,9 @@ def test_a_run_resumes_beside_damaged_files_and_says_so(tmp_path: Path, how: str
     test_replay_journal.damage(segments[-1].path, how, rng)
     with ChaosRun(CATCH, run.run_dir, *SETTINGS, resume=True) as again:
         refused = again.until(lambda: again.incidents(kind="checkpoint_refused"), 90, "a refusal")
-        assert loaded.path.name in refused[0]["cause"] and "model.safetensors" in refused[0]["cause"]
+        assert (
+            loaded.path.name in refused[0]["cause"] and "model.safetensors" in refused[0]["cause"]
+        )
         again.until(lambda: again.incidents(kind="restored"), 60, "what came back")
         if how != "truncate":  # a cut end looks like one that was never written
             damaged = again.until(lambda: again.incidents(kind="journal_damaged"), 60, "damage")

@@ -16,10 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from chaos.counts import FULL, count
-from chaos.figures import record_figure, record_spread
+from chaos.counts import FULL, count, only_in_full
+from chaos.figures import record_figure
 from chaos.support import (
     DAEMONS,
+    WORKERS,
     ChaosRun,
     await_discovery,
     await_recovery,
@@ -29,7 +30,7 @@ from chaos.support import (
 
 pytestmark = pytest.mark.chaos
 
-ROLES = ("rollout", "learner", "replay", "weights", "evaluator", "supervisor", "keeper", *DAEMONS)
+ROLES = (*WORKERS, "supervisor", "keeper", *DAEMONS)
 FROZEN_S = count(60.0, 0.0)
 KEEP_ALL = "defaults.checkpoint.keep=100000"
 """So that no stale write is cleared away before it is looked for."""
@@ -65,8 +66,8 @@ def _measure(run: ChaosRun, role: str, victim: psutil.Process, stopped_s: float)
     found_s = await_discovery(run, role, stopped_s)
     assert run.until(lambda: not _lives(victim), 60, f"the end of the frozen {role}")
     works_s = await_recovery(run, role, victim.pid, found_s)
-    record_spread(f"freeze of {role}", "until found", [found_s - stopped_s], "s")
-    record_spread(f"freeze of {role}", "until its heir works", [works_s - stopped_s], "s")
+    record_figure(f"freeze of {role}", "until found", found_s - stopped_s, "s")
+    record_figure(f"freeze of {role}", "until its heir works", works_s - stopped_s, "s")
 
 
 def _lives(victim: psutil.Process) -> bool:
@@ -75,6 +76,7 @@ def _lives(victim: psutil.Process) -> bool:
     return False
 
 
+@only_in_full("as with a driver that is killed")
 @pytest.mark.timeout(300)
 def test_a_frozen_driver_changes_nothing(tmp_path: Path) -> None:
     with chaos_run(tmp_path) as run:

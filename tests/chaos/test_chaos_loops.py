@@ -16,7 +16,7 @@ import pytest
 import ray
 from live_run import EXPERIMENTS, command
 
-from chaos.counts import FULL
+from chaos.counts import FULL, only_in_full
 from chaos.figures import record_figure
 from chaos.support import PERIOD_S, SETTINGS, ChaosRun, check_parameters_finite
 from rl_cluster.cluster import runtime
@@ -32,7 +32,7 @@ FAULTS = {
 }
 REASONS = {"hang_with_the_interpreter": "no answer", "hang": "without progress",
            "exiting_constructor": "Died", "raising_constructor": "the game broke"}  # fmt: skip
-IN_PART = ("hang_with_the_interpreter", "exiting_constructor")
+IN_PART = ("hang_with_the_interpreter",)
 RULE = ("supervisor.max_restarts=2", "supervisor.window_s=300", "supervisor.backoff_s=0.5")
 
 
@@ -56,6 +56,7 @@ def test_a_faulty_game_is_parked_and_tried_again(tmp_path: Path, name: str) -> N
         _check_tried_again(run)
 
 
+@only_in_full("two minutes of restarts")
 @pytest.mark.timeout(400)
 def test_a_learner_that_dies_after_each_start_is_parked_and_tried_again(tmp_path: Path) -> None:
     with _start(tmp_path) as run:

@@ -1,4 +1,4 @@
-"""Others take the machine's memory: the load steps down at once, and comes back when they are gone."""
+"""Others take the memory: the load steps down at once, and comes back when they are gone."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from chaos.counts import only_in_full
 from chaos.figures import record_figure
 from chaos.support import CATCH, SETTINGS, ChaosRun
-
 from rl_cluster.sensors import memory_available_share
 
 pytestmark = [pytest.mark.chaos, only_in_full("a cluster is made anew in it, twice")]

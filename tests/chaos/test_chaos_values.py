@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from live_run import EXPERIMENTS
+
 from chaos.counts import count
 from chaos.figures import record_figure
 from chaos.support import SETTINGS, ChaosRun
-from live_run import EXPERIMENTS
-
 from rl_cluster.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.chaos
@@ -30,6 +30,7 @@ def spoiled(task: str, spoils: str, value: str) -> tuple[str, ...]:
     )
 
 
+@pytest.mark.timeout(900)
 def test_values_that_are_not_finite_are_skipped_and_named_and_training_goes_on(
     tmp_path: Path,
 ) -> None:
@@ -47,7 +48,7 @@ def test_values_that_are_not_finite_are_skipped_and_named_and_training_goes_on(
     )
     with ChaosRun(config, tmp_path / "run", *SETTINGS, *settings) as run:
         for task in ("Rewards", "Observations", "Divergence"):
-            run.until(lambda task=task: _skipped(run, task), 120, f"skipped batches of {task}")  # type: ignore[misc]
+            run.until(lambda task=task: _skipped(run, task), 300, f"skipped batches of {task}")  # type: ignore[misc]
         for task in ("Rewards", "Observations"):
             before = run.updates(task)
             run.until(
