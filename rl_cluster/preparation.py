@@ -139,6 +139,8 @@ class AddedTask:
     """The same as a mapping, which is kept with the run."""
     spec: EnvironmentSpec
     tracker_id: str
+    store_bytes: int
+    """Object store that it fills."""
 
 
 def prepare_added(run_dir: Path, task: str, settings: Mapping[str, Any]) -> AddedTask:
@@ -157,7 +159,8 @@ def prepare_added(run_dir: Path, task: str, settings: Mapping[str, Any]) -> Adde
     prepared = prepare(config)
     added = prepared.effective.config.tasks[task]
     plain = to_mapping(prepared.effective.config)["tasks"][task]
-    return AddedTask(added, plain, prepared.specs[task], uuid.uuid4().hex[:12])
+    store_bytes = prepared.store_capacity_bytes
+    return AddedTask(added, plain, prepared.specs[task], uuid.uuid4().hex[:12], store_bytes)
 
 
 def with_added(config: RunConfig, tasks: Mapping[str, Mapping[str, Any]]) -> RunConfig:

@@ -65,11 +65,7 @@ class RunHandle:
         from rl_cluster.preparation import prepare_added  # imports torch
 
         added = prepare_added(self._run_dir, task, settings or {})
-        _answer(
-            self._supervisor.add.remote(
-                task, added.config, added.settings, added.spec, added.tracker_id
-            )
-        )
+        _answer(self._supervisor.add.remote(task, added))
 
     def remove(self, task: str) -> None:
         """Let a task save and leave the run; its files stay."""

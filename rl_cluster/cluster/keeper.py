@@ -37,7 +37,8 @@ _SILENT_S = 15.0
 _STARTING_S = 90.0
 _SHOT_LATELY_S = 60.0
 """A supervisor that falls silent again so soon needs more than another life: a new cluster."""
-_MAX_RESTARTS, _WINDOW_S = 5, 600.0
+_MAX_VAIN_RESTARTS = 5
+"""Restarts of the cluster in a row after none of which the supervisor came back."""
 _ENLIST = (sys.executable, "-m", "rl_cluster.cluster.enlist")
 
 
@@ -50,9 +51,9 @@ class Keeper:
         self._watch = Watch(longest_tick_s=2.0)
         self._supervisor = PulseReader(self._control, "supervisor", 0.0)
         self._starter: subprocess.Popen[bytes] | None = None
-        self._seen_alive, self._shot_s = False, -math.inf
+        self._seen_alive, self._shot_s, self._start_error = False, -math.inf, ""
         self._stop_asked_s: float | None = None
-        self._restarts_s: list[float] = []
+        self._vain_restarts = 0
         self._systemd = Notifier()
 
     def run(self, adopt: bool) -> int:
@@ -93,10 +94,10 @@ class Keeper:
             if self._control.requested("recycled"):
                 self._restart("the supervisor asked for a new cluster", now_s)
             elif (cause := self._lost_because(now_s)) is not None:
-                self._restarts_s = [t for t in self._restarts_s if now_s - t < _WINDOW_S]
-                if len(self._restarts_s) >= _MAX_RESTARTS:
-                    return "failed", f"{_MAX_RESTARTS} restarts of the cluster in vain: {cause}"
-                self._restarts_s.append(now_s)
+                if self._vain_restarts >= _MAX_VAIN_RESTARTS:
+                    return "failed", f"{self._vain_restarts} restarts in vain: {cause}"
+                self._stop.wait(2.0**self._vain_restarts - 1)
+                self._vain_restarts += 1
                 self._say(cause)
                 self._restart(cause, now_s)
 
@@ -126,7 +127,7 @@ class Keeper:
 
     def _start_cluster(self) -> None:
         """Start an empty cluster and, beside it, the program that enlists the supervisor."""
-        self._seen_alive, self._shot_s = False, -math.inf
+        self._seen_alive, self._shot_s, self._start_error = False, -math.inf, ""
         self._control.clear("recycled")
         config, session = load(self._directory.path / "config.yaml"), self._control.read("session")
         assert session is not None
@@ -134,12 +135,17 @@ class Keeper:
             [*_ENLIST, str(self._directory.path)], stdin=subprocess.DEVNULL
         )
         name, store_bytes = self._directory.name, session["object_store_bytes"]
-        self._directory.write_address(
-            runtime.start(config.cluster, name, store_bytes)
-            if config.cluster.address == "local"
-            else ClusterAddress(config.cluster.address, name, ())
-        )
         self._supervisor.reset(self._watch.look(time.monotonic()))
+        try:
+            self._directory.write_address(
+                runtime.start(config.cluster, name, store_bytes)
+                if config.cluster.address == "local"
+                else ClusterAddress(config.cluster.address, name, ())
+            )
+        except Exception as error:  # noqa: BLE001 - Ray's start-up raises whatever it likes
+            # Without an address the next look finds no cluster, and another start is counted.
+            _log.exception("Ray did not start")
+            self._start_error = str(error)
 
     def _restart(self, cause: str, now_s: float) -> None:
         _log.warning("new cluster: %s", cause)
@@ -161,12 +167,13 @@ class Keeper:
     def _lost_because(self, now_s: float) -> str | None:
         """Why the cluster has to be made anew; None while it lives."""
         if not self._has_cluster:
-            return "a process of the cluster itself died"
+            return self._start_error or "a process of the cluster itself died"
         if self._starter is not None and self._starter.poll():
             return "the supervisor could not be started"
         silence_s = self._supervisor.silence_s(now_s)
         if silence_s < 2.0:
-            self._seen_alive = self._seen_alive or self._starter_is_done
+            if self._starter_is_done:
+                self._seen_alive, self._vain_restarts = True, 0
             self._systemd.alive()
         limit_s = _SILENT_S if self._seen_alive else _STARTING_S
         if silence_s < limit_s:

@@ -149,9 +149,19 @@ class Oversight:
         self.hub.incident(None, None, "load_changed", reason, "tasks are re-made where needed")
         if self.load.memory_is_short and self.load.state.load.games < games:
             # The object store never gives memory back to the host: only a new one is smaller.
-            self._save(self.live_tasks(), _CALM_SAVE_TIMEOUT_S)
-            self._keep_state(now_s)
-            self.control.request("recycled")
+            self._recycle(now_s)
+
+    def enlarge_store(self, more_bytes: int) -> None:
+        """Have the cluster made anew with so much more object store."""
+        session = self.control.read("session") or {}
+        wanted = session["object_store_bytes"] + more_bytes
+        self.control.write("session", session | {"object_store_bytes": wanted})
+        self._recycle(self._watch.look(time.monotonic()))
+
+    def _recycle(self, now_s: float) -> None:
+        self._save(self.live_tasks(), _CALM_SAVE_TIMEOUT_S)
+        self._keep_state(now_s)
+        self.control.request("recycled")
 
     def _able(self) -> dict[str, int]:
         """Tasks that could train; one that rests gives its place to one that waits."""

@@ -18,8 +18,8 @@ from rl_cluster.cluster.actors import Ref, read
 from rl_cluster.cluster.oversight import TICK_S, Oversight
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_plan import RunPlan
-from rl_cluster.config import TaskConfig
-from rl_cluster.environments import EnvironmentSpec
+from rl_cluster.preparation import AddedTask
+from rl_cluster.supervision.tiers import CUSTOM
 from rl_cluster.telemetry.summary import RunState, Summary
 
 _log = logging.getLogger(__name__)
@@ -81,23 +81,28 @@ class SupervisorActor:
             self._run.wishes.removed.add(task)
             self._run.keep_wish("task_removed", task, "a person asked for it")
 
-    def add(self, task: str, config: TaskConfig, settings: dict[str, Any],
-            spec: EnvironmentSpec, tracker_id: str) -> None:  # fmt: skip
-        """Take in a task that was prepared by the caller; it trains when the tier has room."""
+    def add(self, task: str, added: AddedTask) -> None:
+        """Take in a task that was prepared by the caller; it trains when the tier has room.
+
+        Where every task runs as configured, the cluster is made anew with room for one more.
+        """
         with self._lock:
             if task in self._run.reports and task not in self._run.wishes.removed:
                 raise ValueError(f"{task} is a task of this run already")
             if task in self._run.reports and not self._run.crew.groups[task].is_empty:
                 raise ValueError(f"{task} still saves and leaves: try again in a few seconds")
-            self._run.plan.config.tasks[task] = config
+            self._run.plan.config.tasks[task] = added.config
             self._run.forget_changes(task)
-            self._run.plan.specs[task], self._run.plan.tracker_ids[task] = spec, tracker_id
+            self._run.plan.specs[task] = added.spec
+            self._run.plan.tracker_ids[task] = added.tracker_id
             group = self._run.crew.groups[task] = self._run.group(task)
             self._run.reports[task] = TaskReport(group, None)
             self._run.wishes.removed.discard(task)
-            self._run.wishes.added[task] = settings
+            self._run.wishes.added[task] = added.settings
             self._run.load.request(self._run.wishes.tier)
             self._run.keep_wish("task_added", task, "a person asked for it")
+            if self._run.wishes.tier == CUSTOM:
+                self._run.enlarge_store(added.store_bytes)
 
     def checkpoint(self, task: str | None) -> dict[str, str | None]:
         """Save a task now, or every one that is at work; task to its checkpoint's path."""

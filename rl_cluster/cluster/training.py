@@ -15,7 +15,7 @@ from rl_cluster.cluster import runtime
 from rl_cluster.cluster.keeper import launch
 from rl_cluster.config import RunConfig
 from rl_cluster.control import Control
-from rl_cluster.preparation import PreparedRun
+from rl_cluster.preparation import PreparedRun, prepare, with_added
 from rl_cluster.run_directory import RunDirectory, is_in_use, read_address
 from rl_cluster.signals import StopFlag
 from rl_cluster.telemetry.summary import Summary, read_summary
@@ -48,6 +48,8 @@ def start(requested: RunConfig, prepared: PreparedRun, directory: RunDirectory) 
         control.forget(old)
     if directory.is_other(requested):
         control.forget("wishes")  # what was changed live was changed from another configuration
+    elif added := (control.read("wishes") or {}).get("added"):
+        prepared = prepare(with_added(requested, added))
     directory.write_configuration(requested, prepared.effective)
     earlier = directory.earlier_summary()
     control.write(

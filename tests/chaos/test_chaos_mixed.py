@@ -50,6 +50,7 @@ class Fault:
 
 
 @pytest.mark.timeout(CHAOS_S + PEACE_S + 600)
+@only_in_full("two runs, one after the other")
 def test_mixed_chaos_costs_work_but_breaks_nothing(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     with chaos_run(tmp_path, "defaults.checkpoint.keep=100000") as run:
