@@ -171,7 +171,11 @@ def _run(
     from rl_cluster.telemetry.display import Display
 
     _announce(prepared, directory.path)
-    training.start(config, prepared, directory)
+    try:
+        training.start(config, prepared, directory)
+    except OSError as error:
+        directory.release()
+        return _complain(f"cannot write to {directory.path}: {error}", FAILED)
     if detach:
         print(f"it trains; to watch it: rl-cluster status {directory.path} --watch")
         return DONE

@@ -16,8 +16,8 @@ def test_a_task_without_weights_has_version_minus_one_and_nothing_to_give() -> N
 
 def test_a_rollout_gets_the_newest_version_once() -> None:
     store: WeightStore[str] = WeightStore()
-    assert store.publish("Pong", 0, "first")
-    assert store.publish("Pong", 1, "second")
+    assert store.publish("Pong", 1, 0, "first")
+    assert store.publish("Pong", 1, 1, "second")
     assert store.newer_than("Pong", -1) == PublishedWeights(1, "second")
     assert store.newer_than("Pong", 0) == PublishedWeights(1, "second")
     assert store.newer_than("Pong", 1) is None
@@ -25,17 +25,26 @@ def test_a_rollout_gets_the_newest_version_once() -> None:
 
 def test_an_older_or_equal_version_is_refused_and_the_newest_stays() -> None:
     store: WeightStore[str] = WeightStore()
-    store.publish("Pong", 5, "good")
-    assert not store.publish("Pong", 5, "again")
-    assert not store.publish("Pong", 4, "from the dead")
+    store.publish("Pong", 1, 5, "good")
+    assert not store.publish("Pong", 1, 5, "again")
+    assert not store.publish("Pong", 1, 4, "from the dead")
     assert store.newer_than("Pong", -1) == PublishedWeights(5, "good")
 
 
 def test_a_learner_that_went_on_far_ahead_is_followed() -> None:
     store: WeightStore[str] = WeightStore()
-    store.publish("Pong", 1, "a")
-    assert store.publish("Pong", 40, "b")
+    store.publish("Pong", 1, 1, "a")
+    assert store.publish("Pong", 1, 40, "b")
     assert store.version("Pong") == 40
+
+
+def test_a_learner_whose_epoch_is_over_is_refused_however_far_ahead_it_is() -> None:
+    store: WeightStore[str] = WeightStore()
+    assert store.publish("Pong", 1, 3, "before")
+    assert store.publish("Pong", 2, 4, "its heir")
+    assert not store.publish("Pong", 1, 90, "thawed")
+    assert store.publish("Breakout", 1, 0, "another task's")
+    assert store.newer_than("Pong", -1) == PublishedWeights(4, "its heir")
 
 
 @settings(deadline=None)
@@ -46,7 +55,7 @@ def test_versions_only_grow_and_tasks_do_not_touch_each_other(
     store: WeightStore[tuple[str, int]] = WeightStore()
     newest = {"Pong": -1, "Breakout": -1}
     for task, version in publications:
-        assert store.publish(task, version, (task, version)) == (version > newest[task])
+        assert store.publish(task, 1, version, (task, version)) == (version > newest[task])
         newest[task] = max(newest[task], version)
         for name, wanted in newest.items():
             assert store.version(name) == wanted

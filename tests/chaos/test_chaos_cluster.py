@@ -53,7 +53,8 @@ def run_on(cluster: RayCluster, tmp_path: Path) -> Iterator[ChaosRun]:
         yield run
 
 
-@pytest.mark.timeout(count(1800, 300))
+@only_in_full("a cluster of three nodes")
+@pytest.mark.timeout(1800)
 def test_what_a_dead_node_took_is_replaced(tmp_path: Path) -> None:
     victims = count(("replay", "learner", "supervisor", "weights", "rollout"), ("learner",))
     recovery_s, lost_roles = [], []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,16 @@ pytestmark = pytest.mark.chaos
 
 ROLES = (*WORKERS, "supervisor", "keeper", *DAEMONS, "driver")
 KILLS = count(20, 1)
-KILLS_OF_ONE_SESSION = {"driver": 1} | dict.fromkeys(DAEMONS, 4)
-"""The keeper ends a run whose cluster was lost more than five times in ten minutes."""
+KILLS_OF_ONE_SESSION = {"driver": 1}
+
+
+IN_PART = ("rollout", "replay", "supervisor", "keeper", "raylet")
 
 
 @pytest.mark.timeout(count(3600, 600))
-@pytest.mark.parametrize("roles", [[r] for r in ROLES] if FULL else [list(ROLES)], ids="+".join)
+@pytest.mark.parametrize("roles", [[r] for r in ROLES] if FULL else [IN_PART], ids="+".join)
 def test_whoever_is_killed_works_again(
-    tmp_path: Path, roles: list[str], rng: random.Random
+    tmp_path: Path, roles: Sequence[str], rng: random.Random
 ) -> None:
     victims = [role for role in roles for _ in range(KILLS)]
     recovery_s: dict[str, list[float]] = {role: [] for role in roles}

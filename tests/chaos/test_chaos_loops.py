@@ -16,7 +16,7 @@ import pytest
 import ray
 from live_run import EXPERIMENTS, command
 
-from chaos.counts import FULL, only_in_full
+from chaos.counts import only_in_full
 from chaos.figures import record_figure
 from chaos.support import PERIOD_S, SETTINGS, ChaosRun, check_parameters_finite
 from rl_cluster.cluster import runtime
@@ -32,7 +32,6 @@ FAULTS = {
 }
 REASONS = {"hang_with_the_interpreter": "no answer", "hang": "without progress",
            "exiting_constructor": "Died", "raising_constructor": "the game broke"}  # fmt: skip
-IN_PART = ("hang_with_the_interpreter",)
 RULE = ("supervisor.max_restarts=2", "supervisor.window_s=300", "supervisor.backoff_s=0.5")
 
 
@@ -44,8 +43,9 @@ def _start(tmp_path: Path, *settings: str) -> ChaosRun:
     return ChaosRun(config, tmp_path / "run", *SETTINGS, *names, *RULE, *settings)
 
 
+@only_in_full("most of a minute for each")
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("name", FAULTS if FULL else IN_PART)
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_faulty_game_is_parked_and_tried_again(tmp_path: Path, name: str) -> None:
     mended = tmp_path / "mended"
     settings = [f"tasks.Bad.env.settings.{setting}" for setting in FAULTS[name]]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from live_run import EXPERIMENTS
 
-from chaos.counts import count
+from chaos.counts import count, only_in_full
 from chaos.figures import record_figure
 from chaos.support import SETTINGS, ChaosRun
 from rl_cluster.checkpoint import CheckpointStore
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, only_in_full("unit tests hold its parts")]
 UPDATES = count(2_000, 150)
 EVERY = 300  # batches of 8 rows
 ROW = "NaN and Inf"
