@@ -18,17 +18,19 @@ def usable_cores(root: Path = Path("/")) -> float:
     Args:
       root: where `proc` and `sys` are mounted.
     """
-    quotas = [_cpu_quota(group) for group in _cgroups(root, "cpu")]
+    quotas = [_cpu_quota(group) for group in cgroup_directories(root, "cpu")]
     return min([float(len(os.sched_getaffinity(0))), *quotas])
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int | None:
     """Return the lowest memory limit of the cgroups (v1, v2) over this process, or None."""
-    limit = min((_memory_limit(group) for group in _cgroups(root, "memory")), default=math.inf)
+    limit = min(
+        (_memory_limit(group) for group in cgroup_directories(root, "memory")), default=math.inf
+    )
     return None if math.isinf(limit) else int(limit)
 
 
-def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+def cgroup_directories(root: Path, controller: str) -> Iterator[Path]:
     """Yield the directories of the process's own cgroup and of all above it.
 
     A container without a cgroup namespace sees the host's path, of which only the mounted top

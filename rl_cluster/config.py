@@ -191,7 +191,7 @@ class CheckpointConfig(_Settings):
     keep: PositiveInt = 3
     """Newest checkpoints kept, beside the best."""
     upload: str | None = None
-    """Where whole checkpoints are copied to, as RUN/TASK/STEP below this fsspec URL; null: no."""
+    """Where whole checkpoints are copied to, below RUN/TASK at this fsspec URL; null: no."""
 
 
 @dataclasses.dataclass(frozen=True)

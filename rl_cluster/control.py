@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_cluster.boot_journal import present_boot_id
 from rl_cluster.telemetry.summary import write_text_atomically
 
 RUN_MARK = "RL_CLUSTER_RUN"
@@ -38,7 +39,7 @@ class ProcessId:
         Raises:
           ProcessLookupError: there is none.
         """
-        return ProcessId(pid, int(_stat(pid)[19]), boot_id())
+        return ProcessId(pid, int(_stat(pid)[19]), present_boot_id())
 
     @property
     def alive(self) -> bool:
@@ -47,12 +48,8 @@ class ProcessId:
             fields = _stat(self.pid)
         except ProcessLookupError:
             return False
-        return (int(fields[19]), boot_id()) == (self.start_ticks, self.boot_id) and fields[0] != "Z"
-
-
-def boot_id() -> str:
-    """The kernel's name for the time since the last boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        same = (int(fields[19]), present_boot_id()) == (self.start_ticks, self.boot_id)
+        return same and fields[0] != "Z"
 
 
 def _stat(pid: int) -> list[str]:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-RUN_VARIABLE = "RL_CLUSTER_RUN"
-"""Environment variable that marks a run's processes; its value is the run directory."""
+from rl_cluster.control import RUN_MARK
 
 _CPU_PERIOD_S = 10.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -23,7 +22,7 @@ def marked_with(run_dir: Path, root: Path = Path("/")) -> Callable[[int], bool]:
 
     Processes of other users, whose environment cannot be read, are not ours.
     """
-    mark = f"{RUN_VARIABLE}={run_dir}".encode()
+    mark = f"{RUN_MARK}={run_dir}".encode()
 
     def ours(pid: int) -> bool:
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pynvml
 
-from rl_cluster.cgroups import _cgroups as cgroup_directories
+from rl_cluster.cgroups import cgroup_directories
 from rl_cluster.others_cpu import OthersCpu
 from rl_cluster.supervision.pressure import Reading
 

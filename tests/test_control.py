@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_cluster.control import Control, ProcessId, PulseReader, boot_id
+from rl_cluster.boot_journal import present_boot_id
+from rl_cluster.control import Control, ProcessId, PulseReader
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -64,7 +65,7 @@ def test_a_later_process_of_the_same_number_is_another() -> None:
     assert own.alive
     assert not replace(own, start_ticks=own.start_ticks - 1).alive
     assert not replace(own, boot_id="another boot").alive
-    assert own.boot_id == boot_id()
+    assert own.boot_id == present_boot_id()
 
 
 def test_what_is_not_there_has_no_identity() -> None:

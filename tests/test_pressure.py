@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_cluster.config import PressureConfig
-from rl_cluster.others_cpu import RUN_VARIABLE, OthersCpu, marked_with
+from rl_cluster.control import RUN_MARK
+from rl_cluster.others_cpu import OthersCpu, marked_with
 from rl_cluster.sensors import Sensors, memory_available_share, memory_stall_share
 from rl_cluster.supervision.pressure import Level, Reading, judge
 
@@ -341,7 +342,7 @@ def test_the_mark_in_the_environment_tells_our_processes(tmp_path: Path) -> None
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, RUN_VARIABLE: str(run_dir)},
+            env={**os.environ, RUN_MARK: str(run_dir)},
         )
         for run_dir in (tmp_path, tmp_path / "other")
     )
