@@ -10,32 +10,30 @@ import dataclasses
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-PositiveInt = Annotated[int, Field(ge=1, strict=True)]
-NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Switch = Annotated[bool, Field(strict=True)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Precision = Literal["float32", "bfloat16"]
+from rl_cluster.config_load import LoadConfig as LoadConfig
+from rl_cluster.config_load import PressureConfig as PressureConfig
+from rl_cluster.config_load import TierConfig as TierConfig
+from rl_cluster.config_rovers import SACConfig, StreamConfig
+from rl_cluster.settings import ConfigError as ConfigError
+from rl_cluster.settings import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Precision,
+    Settings,
+    Share,
+    Switch,
+)
 
 _TASK_NAME = re.compile(r"[\w-]+")
 _TAKEN = ("tensorboard", "wandb", "lock", "control")  # names in a run directory
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names key, value and remedy."""
-
-
-class _Settings:
-    """Unknown keys are errors in every group of settings."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-
 @dataclasses.dataclass(frozen=True)
-class EnvironmentConfig(_Settings):
+class EnvironmentConfig(Settings):
     """What is played."""
 
     entry: str = "envs.atari:make"
@@ -47,7 +45,7 @@ class EnvironmentConfig(_Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutConfig(_Settings):
+class RolloutConfig(Settings):
     """The actors that step environments."""
 
     actors: PositiveInt = 1
@@ -75,7 +73,7 @@ class RolloutConfig(_Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplayConfig(_Settings):
+class ReplayConfig(Settings):
     """Experience kept for learning."""
 
     capacity_transitions: PositiveInt = 100_000
@@ -99,7 +97,7 @@ class ReplayConfig(_Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class AgentConfig(_Settings):
+class AgentConfig(Settings):
     """What is learned: Double, dueling DQN with n-step returns."""
 
     frame_stack: PositiveInt = 4
@@ -123,7 +121,7 @@ class AgentConfig(_Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnerConfig(_Settings):
+class LearnerConfig(Settings):
     """How it is learned."""
 
     batch: PositiveInt = 32
@@ -167,7 +165,7 @@ class LearnerConfig(_Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig(_Settings):
+class EvaluationConfig(Settings):
     """Whole games, unclipped, beside the random policy."""
 
     period_s: PositiveFloat = 120.0
@@ -183,7 +181,7 @@ class EvaluationConfig(_Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig(_Settings):
+class CheckpointConfig(Settings):
     """What survives."""
 
     period_s: PositiveFloat = 20.0
@@ -195,7 +193,7 @@ class CheckpointConfig(_Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig(_Settings):
+class TaskConfig(Settings):
     """One thing being learned: its own environments, replay, learner and evaluator."""
 
     env: EnvironmentConfig = EnvironmentConfig()
@@ -212,12 +210,37 @@ class TaskConfig(_Settings):
     """How good it is."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """What survives."""
+    stream: StreamConfig = StreamConfig()
+    """For rovers: where experience comes from."""
+    sac: SACConfig = SACConfig()
+    """For rovers: what is learned; `agent` is for games."""
     priority: Annotated[int, Field(strict=True)] = 0
     """Where not all tasks fit, the higher goes first."""
 
+    @property
+    def is_fleet(self) -> bool:
+        """It learns from rovers, not from a game."""
+        return self.stream.source != "none"
+
+    @property
+    def draws(self) -> int:
+        """Places drawn from replay for one update: transitions, or the sequences that hold them."""
+        unroll = self.sac.unroll if self.is_fleet else 1
+        return max(1, self.learner.batch // unroll)
+
+    @property
+    def block_context(self) -> int:
+        """Rows of a block before those that start transitions."""
+        return 0 if self.is_fleet else self.agent.frame_stack - 1
+
+    @property
+    def block_tail(self) -> int:
+        """Rows of a block behind those that start transitions, at least."""
+        return 1 if self.is_fleet else self.agent.n_step
+
 
 @dataclasses.dataclass(frozen=True)
-class SupervisorConfig(_Settings):
+class SupervisorConfig(Settings):
     """When a worker counts as failed, and what follows."""
 
     working_timeout_s: PositiveFloat = 10.0
@@ -239,81 +262,7 @@ class SupervisorConfig(_Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class TierConfig(_Settings):
-    """How much of a machine a run takes."""
-
-    games: PositiveInt
-    """Tasks that train at once; the others wait for their slice."""
-    environments: PositiveInt
-    """Environments of each task, over all its rollouts."""
-    batch: PositiveInt
-    """Transitions in one update."""
-
-
-def _tiers() -> dict[str, TierConfig]:
-    return {
-        "light": TierConfig(2, 32, 512),
-        "medium": TierConfig(4, 64, 1024),
-        "heavy": TierConfig(8, 256, 2048),
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class PressureConfig(_Settings):
-    """From which figures the load steps down, and below which it may step up again."""
-
-    memory_available_low: Share = 0.07
-    """Share of memory still available (host or cgroup) at which the load steps down."""
-    memory_available_high: Share = 0.2
-    """Share from which it may step up."""
-    memory_stall_high: Share = 0.2
-    """Share of time in which somebody waits for memory (PSI some, avg10): steps down."""
-    memory_stall_low: Share = 0.02
-    """Share below which it may step up."""
-    store_used_high: Share = 0.985
-    """Share of the object store in use at which the load steps down."""
-    store_used_low: Share = 0.96
-    """Share below which it may step up."""
-    gpu_memory_free_low: Share = 0.03
-    """Share of GPU memory free at which the load steps down."""
-    gpu_memory_free_high: Share = 0.15
-    """Share from which it may step up."""
-    disk_free_low_bytes: NonNegativeInt = 500_000_000
-    """Free disk below the run directory at which the load steps down."""
-    disk_free_high_bytes: NonNegativeInt = 3_000_000_000
-    """Free disk from which it may step up."""
-    temperature_high_c: PositiveFloat = 92.0
-    """Hottest sensor, °C, at which the load steps down."""
-    temperature_low_c: PositiveFloat = 80.0
-    """Hottest sensor, °C, below which it may step up."""
-    others_cpu_low: Share = 0.4
-    """Share of the cores that other programs use from which it does not step up."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadConfig(_Settings):
-    """How much of the machine the run may take, and how that changes."""
-
-    tier: str = "custom"
-    """custom: every task as configured; light, medium, heavy or another of `tiers`; auto."""
-    tiers: dict[str, TierConfig] = dataclasses.field(default_factory=_tiers)
-    """Name to tier; one's own come beside light, medium and heavy, or change them."""
-    dwell_s: PositiveFloat = 2_400.0
-    """Seconds without pressure before the load steps up."""
-    cooldown_s: PositiveFloat = 300.0
-    """Seconds after a step down before anything but another step down."""
-    settle_s: PositiveFloat = 15.0
-    """Seconds between two steps down, in which the first can take effect."""
-    slice_s: PositiveFloat = 1_800.0
-    """Seconds that a task trains before one that waits takes its place."""
-    boot_cap_s: PositiveFloat = 3_600.0
-    """Seconds for which the load stays below what ran when the host rebooted; doubles each time."""
-    pressure: PressureConfig = PressureConfig()
-    """Thresholds."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TelemetryConfig(_Settings):
+class TelemetryConfig(Settings):
     """Where figures go, beside `metrics.jsonl` and Ray's own metrics."""
 
     period_s: PositiveFloat = 5.0
@@ -325,7 +274,7 @@ class TelemetryConfig(_Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class ClusterConfig(_Settings):
+class ClusterConfig(Settings):
     """The Ray cluster."""
 
     address: str = "local"
@@ -335,7 +284,7 @@ class ClusterConfig(_Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(_Settings):
+class RunConfig(Settings):
     """Everything a run needs to know."""
 
     tasks: dict[str, TaskConfig]
@@ -371,6 +320,8 @@ class RunConfig(_Settings):
 
 def _check_task(name: str, task: TaskConfig) -> None:
     rollout, replay = task.rollout, task.replay
+    if task.is_fleet:
+        _check_fleet(name, task)
     if rollout.inference_batch > rollout.environments:
         raise ConfigError(
             f"tasks.{name}.rollout.inference_batch is {rollout.inference_batch}, more than the "
@@ -380,4 +331,23 @@ def _check_task(name: str, task: TaskConfig) -> None:
         raise ConfigError(
             f"tasks.{name}.replay.min_transitions is {replay.min_transitions}, not below the "
             f"capacity of {replay.capacity_transitions}: learning could never start"
+        )
+
+
+def _check_fleet(name: str, task: TaskConfig) -> None:
+    stream, sac = task.stream, task.sac
+    if stream.simulated_rovers and stream.url is not None:
+        raise ConfigError(
+            f"tasks.{name}.stream.simulated_rovers is {stream.simulated_rovers}, which drive at a "
+            f"server of this run's own: leave out stream.url ({stream.url})"
+        )
+    if task.learner.batch % sac.unroll:
+        raise ConfigError(
+            f"tasks.{name}.learner.batch is {task.learner.batch}, not whole sequences of "
+            f"sac.unroll = {sac.unroll} transitions: take a multiple"
+        )
+    if sac.burn_in and sac.core == "feed_forward":
+        raise ConfigError(
+            f"tasks.{name}.sac.burn_in is {sac.burn_in}, but a feed_forward core has no memory to "
+            "fill: set it to 0, or core to lstm"
         )

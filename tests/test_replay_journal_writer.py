@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from naive_replay import assert_same_block, numbered_block
+from small_disk import fill, small_disk
 
 from rl_cluster.replay.block import Block
 from rl_cluster.replay.journal import Journal, JournalLimits, JournalPlace
@@ -46,6 +47,23 @@ def ids_in(directory: Path) -> list[int]:
         assert_same_block(found.block, numbered_block(found.block_id))
         ids.append(found.block_id)
     return ids
+
+
+def test_where_all_are_kept_a_full_disk_delays_blocks_and_loses_none(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    with small_disk(tmp_path / "disk", 256) as disk:
+        fill(disk / "others", leave_pages=1)
+        limits = JournalLimits(1 << 40, 0, 40_000, retry_s=0.1)
+        journal = Journal(JournalPlace(disk / "replay", SCHEMA, None), limits)
+        made = JournalWriter(journal, numbered_block, waiting_bytes=100, keeps_all=True)
+        offer(made, range(8))
+        wait_until(lambda: made.status().state == "paused")
+        assert not made.has_room
+        (disk / "others").unlink()
+        wait_until(lambda: made.flush(1.0))
+        assert ids_in(disk / "replay") == list(range(7, -1, -1))
+        assert made.status().lacking == 0 and made.has_room
+        made.close(5.0)
 
 
 def kinds(journal: JournalWriter) -> list[str]:

@@ -29,6 +29,7 @@ from rl_cluster.replay.journal_segments import (
     RefusedRecord,
     RestoredBlock,
     list_segments,
+    messages_in,
     newest_first,
     newest_schema,
     next_block_id,
@@ -128,7 +129,7 @@ class Journal:
         )
         self._life = secrets.token_hex(4)
         self._file: int | None = None
-        self._last_id = -1
+        self._last_id = self._skipped_id = -1
         self.nbytes = sum(held.nbytes for held in self._held)
         """Of all segments."""
         self._dirty, self._new_name = False, False
@@ -149,29 +150,41 @@ class Journal:
         """Blocks of earlier writers, newest first; may be read while this one writes."""
         return newest_first(self._found)
 
+    def messages(self) -> set[str]:
+        """Messages of the blocks of earlier writers, those with damaged payload included.
+
+        So that one that is delivered again is known before `found` has brought its block back. Its
+        cost is in `messages_in`.
+        """
+        return messages_in(self._found)
+
     def append(self, block_id: int, block: Block) -> bool:
-        """Write a block; False where it was skipped.
+        """Write a block; False where it was skipped: the newest skipped one may be tried again.
 
         Raises:
           ValueError: the id is not above all earlier ones, or the block cannot be written at all.
           Exception: what the fence raises where another writer has taken over.
         """
-        if block_id < self.next_block_id:
+        again = block_id == self._skipped_id
+        if block_id < self.next_block_id and not again:
             raise ValueError(f"block id {block_id}: the journal is at {self.next_block_id} already")
         self.next_block_id = block_id + 1
         if self.paused and not self._may_try_again():
-            self.lacking += 1
-            return False
+            return self._skip(block_id, again)
         record = encode(block_id, block)
         try:
             self._write(block_id, record)
         except OSError as error:
             self._pause(error)
-            self.lacking += 1
-            return False
+            return self._skip(block_id, again)
+        self.lacking, self._skipped_id = self.lacking - again, -1
         self._go_on()
         self._seal_if_full()
         return True
+
+    def _skip(self, block_id: int, again: bool) -> bool:
+        self.lacking, self._skipped_id = self.lacking + (not again), block_id
+        return False
 
     def flush(self) -> None:
         """Return when all that was appended is on disk, or the journal pauses."""

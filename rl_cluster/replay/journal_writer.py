@@ -1,14 +1,16 @@
 """The journal's thread: blocks are written beside the work, and nothing waits for the disk.
 
 Invariant: what waits to be written are handles of blocks that lie elsewhere, bounded in bytes; a
-block that finds no room is skipped and counted. Whatever goes wrong in the thread ends the journal
-and is told as a notice; it never reaches who offers blocks.
+block that finds no room is skipped and counted, or, where each must be kept, whoever offers is told
+to wait. Whatever goes wrong in the thread ends the journal and is told as a notice; it never
+reaches who offers blocks.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from rl_cluster.replay.block import Block
 from rl_cluster.replay.journal import Journal, JournalNotice
 
 WAITING_BYTES = 48 << 20
+_TRY_AGAIN_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -54,10 +57,19 @@ class JournalWriter:
       journal: used by the thread alone from now on.
       fetch: called in the thread.
       waiting_bytes: of blocks that wait.
+      keeps_all: no block is skipped: what the disk refuses is tried again until it takes it, and
+        what finds no room is taken all the same; offer only while `has_room`.
     """
 
-    def __init__(self, journal: Journal, fetch: Fetch, waiting_bytes: int = WAITING_BYTES) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        fetch: Fetch,
+        waiting_bytes: int = WAITING_BYTES,
+        keeps_all: bool = False,
+    ) -> None:
         self._journal, self._fetch, self._limit = journal, fetch, waiting_bytes
+        self._keeps_all = keeps_all
         self._changed = threading.Condition()
         self._waiting: deque[_Waiting | threading.Event] = deque()
         self._waiting_bytes, self._below = 0, 0
@@ -70,12 +82,18 @@ class JournalWriter:
     def offer(self, block_id: int, handle: Any, nbytes: int) -> None:
         """Write a block soon; ids only grow."""
         with self._changed:
-            if self._failed or self._waiting_bytes + nbytes > self._limit:
+            full = self._waiting_bytes + nbytes > self._limit and not self._keeps_all
+            if self._failed or full:
                 self._skip()
                 return
             self._waiting.append(_Waiting(block_id, handle, nbytes))
             self._waiting_bytes += nbytes
             self._changed.notify()
+
+    @property
+    def has_room(self) -> bool:
+        """Less than half of what may wait does."""
+        return self._waiting_bytes < self._limit // 2 and not self._journal.paused
 
     def discard(self, below: int) -> None:
         """Blocks with smaller ids are not needed any more."""
@@ -171,7 +189,10 @@ class JournalWriter:
         if block is None:
             self._gone += 1
         else:
-            self._journal.append(item.block_id, block)
+            while not self._journal.append(item.block_id, block):
+                if not self._keeps_all or self._closed:
+                    break
+                time.sleep(_TRY_AGAIN_S)
         with self._changed:
             self._waiting_bytes -= item.nbytes
             self._caught_up()

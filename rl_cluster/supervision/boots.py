@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from rl_cluster.config import NonNegativeFloat
+from rl_cluster.settings import NonNegativeFloat
 from rl_cluster.supervision.load import Cap, Load, below
 
 LONGEST_CAP_S = 86_400.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from rl_cluster.config import NonNegativeFloat, PositiveInt
+from rl_cluster.settings import NonNegativeFloat, PositiveInt
 
 FEW_ENVIRONMENTS = 8
 """Environments of a task that are not halved any more."""

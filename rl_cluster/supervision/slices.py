@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from rl_cluster.config import NonNegativeFloat
+from rl_cluster.settings import NonNegativeFloat
 
 _MOST_PRIORITY = 10
 _LAG_SLICES = 2
