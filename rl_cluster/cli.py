@@ -136,6 +136,7 @@ def _add_configuration(parser: argparse.ArgumentParser, optional: bool = False) 
 
 
 def _train(arguments: argparse.Namespace, stop: StopFlag) -> int:
+    from rl_cluster.cluster.training import with_cluster_found
     from rl_cluster.config import ConfigError
     from rl_cluster.config_file import load
     from rl_cluster.preparation import prepare
@@ -147,7 +148,7 @@ def _train(arguments: argparse.Namespace, stop: StopFlag) -> int:
     named = Path("runs") / f"{arguments.config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = RunDirectory(arguments.run or named)
     try:
-        config = load(arguments.config, arguments.overrides)
+        config = with_cluster_found(load(arguments.config, arguments.overrides))
         prepared = prepare(config)
         directory.take(arguments.resume)
     except (ConfigError, RunDirectoryError) as error:
@@ -221,6 +222,7 @@ def _report_note(run_dir: Path) -> str:
 
 def _announce(prepared: PreparedRun, run_dir: Path) -> None:
     print(f"run directory: {run_dir}")
+    print(f"cluster: {prepared.effective.config.cluster.address}")
     admission = prepared.admission
     print(
         f"admitted: {admission.object_store_bytes / 1e9:.2f} GB of object store, "

@@ -149,7 +149,7 @@ class LearnerConfig(Settings):
     gpu_wait_s: NonNegativeFloat = 600.0
     """Seconds to wait for GPU memory that others hold, before `gpu_fallback_batch` is taken."""
     gpu_poll_s: PositiveFloat = 5.0
-    """Seconds between two looks at the GPU's free memory while waiting."""
+    """Seconds between two looks at the GPU's free memory; less than a start may take."""
     gpu_fallback_batch: PositiveInt | None = None
     """Transitions in one pass where the wait was in vain (see `micro_batch`); null: an error."""
     threads: NonNegativeInt = 0
@@ -162,6 +162,8 @@ class LearnerConfig(Settings):
     """Share of the online network that each update mixes in, for averaging."""
     publish_period: PositiveInt = 50
     """Updates between two policy versions."""
+    max_skipped_batches: PositiveInt = 1_000
+    """Batches skipped in a row, for values that are not finite, at which the learner fails."""
 
 
 @dataclasses.dataclass(frozen=True)

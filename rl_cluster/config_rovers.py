@@ -90,8 +90,8 @@ class SACConfig(Settings):
     """Filters of the convolutions over the bird's-eye view."""
     features: PositiveInt = 1024
     """Numbers that the view is encoded to."""
-    critic_hidden: PositiveInt = 256
-    """Units of the critics' hidden layers."""
+    hidden: PositiveInt = 256
+    """Units of the hidden layers of policy and critics."""
     critic_norm: Literal["none", "layer_norm", "dropout"] = "layer_norm"
     """What keeps critics steady at many updates a step (Hiraoka et al. 2022)."""
     target_entropy: FiniteFloat = -2.0

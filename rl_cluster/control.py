@@ -7,6 +7,7 @@ never by the time they carry, so a clock that jumps says nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -51,6 +52,14 @@ class ProcessId:
         same = (int(fields[19]), present_boot_id()) == (self.start_ticks, self.boot_id)
         return same and fields[0] != "Z"
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal (SIGSTOP, SIGTSTP) keeps it from running; a debugger does not count."""
+        try:
+            return self.alive and _stat(self.pid)[0] == "T"
+        except ProcessLookupError:  # it has died since
+            return False
+
 
 def _stat(pid: int) -> list[str]:
     """Fields of /proc/PID/stat from the third on: state, parent, … (proc(5))."""
@@ -69,7 +78,7 @@ class Control:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def request(self, what: str) -> None:
-        """Ask for `stop` or `recycle`."""
+        """Ask for `stop`, or for another cluster (`recycled`)."""
         (self.path / f"{what}.request").touch()
 
     def requested(self, what: str) -> bool:
@@ -113,8 +122,9 @@ class Control:
             return None
 
     def beat(self, role: str) -> None:
-        """Show that whoever plays a role gets on."""
-        (self.path / f"{role}.pulse").touch()
+        """Show that whoever plays a role gets on; where no file can be made, it is not seen."""
+        with contextlib.suppress(OSError):
+            (self.path / f"{role}.pulse").touch()
 
     def pulse(self, role: str) -> int | None:
         """A number that changes with every beat; None before the first."""

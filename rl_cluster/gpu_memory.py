@@ -25,6 +25,7 @@ from rl_cluster.config import AgentConfig, LearnerConfig, TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.learner import build_agent, build_network
 from rl_cluster.resident import resident_bytes
+from rl_cluster.rover_learning import sac_bytes
 
 Made = TypeVar("Made")
 
@@ -223,6 +224,8 @@ def needed_bytes(task: TaskConfig, spec: EnvironmentSpec) -> int:
 
     An upper bound but for the libraries' part, which is a constant.
     """
+    if task.is_fleet:
+        return sac_bytes(task) + _LIBRARY_BYTES
     agent, learner = task.agent, task.learner
     with torch.device("meta"):
         network = build_network(agent, spec)

@@ -8,33 +8,63 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from rl_cluster.agents.captured import snapshot_in_host_memory
-from rl_cluster.agents.dqn import (
-    DQN,
-    DQNSettings,
-    PendingUpdate,
-    SkippedBatch,
-    Transitions,
-    learning_rate,
-)
+from rl_cluster.agents.dqn import DQN, DQNSettings, Transitions
 from rl_cluster.agents.networks import QNetwork
+from rl_cluster.agents.sac import Sequences
+from rl_cluster.agents.update import PendingUpdate, SkippedBatch
 from rl_cluster.checkpoint import Checkpoint
 from rl_cluster.config import AgentConfig, LearnerConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.replay.gather import Batch
 from rl_cluster.replay.index import Sample
+from rl_cluster.replay.sequences import SequenceBatch
 
+AnyBatch = Batch[Any] | SequenceBatch
 Publish = Callable[[int, np.ndarray], None]
 """Takes a policy version and its (P,) float32 weights, which change with the next step: must copy
 them, and must not block."""
 
 _STEPS_AHEAD = 2
+_SOURCES_NAMED = 3
+
+
+class Agent(Protocol):
+    """What learns: DQN, or soft actor-critic."""
+
+    @property
+    def published(self) -> torch.Tensor:
+        """(P,) float32: the parameters that a policy needs."""
+
+    def learning_rate(self, updates: int) -> float:
+        """Step size after so many updates."""
+
+    def change_learning_rate(self, rate: float) -> None:
+        """Let the schedule go on from another step size."""
+
+    def begin(self, batch: Any, updates: int) -> PendingUpdate:
+        """Start the step that follows so many updates."""
+
+    def model_tensors(self) -> dict[str, torch.Tensor]:
+        """All parameters by name, for a checkpoint."""
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """The optimizers' state by name, for a checkpoint."""
+
+    def load_tensors(
+        self, model: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor]
+    ) -> None:
+        """Continue from a checkpoint; ValueError where it does not fit, and nothing was changed."""
+
+
+class NothingLearned(ArithmeticError):
+    """So many batches in a row were skipped that waiting for a better one is no use."""
 
 
 @dataclass
@@ -61,6 +91,15 @@ class StepReport:
     skipped_sources: tuple[str, ...] = ()
     spoiled: Sample | None = None
     """Where the values that are not finite came from: best never drawn again."""
+    others: Mapping[str, float] = field(default_factory=dict)
+    """What only this kind of agent tells, by name."""
+
+    @property
+    def skipped_cause(self) -> str:
+        """Why it was skipped, and whose blocks it held: some by name."""
+        some, others = self.skipped_sources[:_SOURCES_NAMED], self.skipped_sources[_SOURCES_NAMED:]
+        more = f" and {len(others)} more" if others else ""
+        return f"{self.skipped_because}; blocks of {', '.join(some)}{more}"
 
 
 class Learner:
@@ -68,7 +107,7 @@ class Learner:
 
     def __init__(
         self,
-        agent: DQN,
+        agent: Agent,
         device: torch.device,
         publish_period: int,
         publish: Publish,
@@ -77,11 +116,15 @@ class Learner:
         self.agent, self.schema = agent, schema
         self._publish_period, self._publish = publish_period, publish
         self.counters = LearnerCounters()
+        self.skipped_in_a_row = 0
+        """Batches since the last one that was learned from."""
+        self._skip: StepReport | None = None
+        self._updates_before = 0
         self.steps_ahead = _STEPS_AHEAD if device.type == "cuda" else 0
-        self._under_way: deque[tuple[Batch[Any], PendingUpdate, float]] = deque()
+        self._under_way: deque[tuple[AnyBatch, PendingUpdate, float]] = deque()
         self._publication: tuple[torch.Tensor, Callable[[], None]] | None = None
 
-    def step(self, batch: Batch[Any]) -> list[StepReport]:
+    def step(self, batch: AnyBatch) -> list[StepReport]:
         """Learn from one batch; publish when the period is over.
 
         Returns:
@@ -89,10 +132,10 @@ class Learner:
           an earlier one found, or nothing yet.
         """
         begun = self.counters.updates + len(self._under_way)
-        rate = learning_rate(self.agent.settings, begun)
+        rate = self.agent.learning_rate(begun)
         if not (finite := batch.finite_rows()).all():
-            report = self._skipped(batch, "the batch holds values that are not finite", rate)
-            return [replace(report, spoiled=batch.sample.at(~finite))]
+            reason, spoiled = "the batch holds values that are not finite", batch.sample.at(~finite)
+            return [self._skipped(batch, reason, rate, spoiled)]
         self._under_way.append((batch, self.agent.begin(_tensors(batch), begun), rate))
         return self.finish(self.steps_ahead)
 
@@ -101,9 +144,24 @@ class Learner:
 
         The schedule goes on from the new learning rate. Everything else is as it was built.
         """
-        settings = self.agent.settings
-        self.agent.settings = replace(settings, learning_rate=config.learning_rate)
+        self.agent.change_learning_rate(config.learning_rate)
         self._publish_period = config.publish_period
+
+    def check_learns(self, most_skipped: int) -> None:
+        """Raise NothingLearned where so many batches in a row were skipped."""
+        if self._skip is None or self.skipped_in_a_row < most_skipped:
+            return
+        diverged = "training has diverged: lower learner.learning_rate"
+        raise NothingLearned(
+            f"the last {self.skipped_in_a_row} batches were skipped (learner.max_skipped_batches), "
+            f"the newest because: {self._skip.skipped_cause}: "
+            f"{diverged if self._skip.spoiled is None else 'mend what gives such values'}"
+        )
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether it skipped more batches at last than it learned from since it was made."""
+        return self.skipped_in_a_row > self.counters.updates - self._updates_before
 
     def finish(self, steps_ahead: int = 0) -> list[StepReport]:
         """Wait for steps until only so many are under way; return what they found."""
@@ -116,7 +174,7 @@ class Learner:
     def publish(self) -> None:
         """Give the present weights the next version."""
         self.counters.policy_version += 1
-        self._publication = snapshot_in_host_memory(self.agent.online.vector)
+        self._publication = snapshot_in_host_memory(self.agent.published)
         if not self._under_way:
             self._finish_publication()
 
@@ -127,23 +185,35 @@ class Learner:
             wait()
             self._publish(self.counters.policy_version, vector.numpy())
 
-    def _finished(self, batch: Batch[Any], pending: PendingUpdate, rate: float) -> StepReport:
+    def _finished(self, batch: AnyBatch, pending: PendingUpdate, rate: float) -> StepReport:
         counters = self.counters
         try:
             found = pending.result()
         except SkippedBatch as reason:
             return self._skipped(batch, str(reason), rate)
+        self.skipped_in_a_row = 0
         counters.updates += 1
-        counters.samples += len(batch.a_tm1)
+        counters.samples += batch.transitions
         if counters.updates % self._publish_period == 0:
             self.publish()
-        errors = found.td_errors.numpy()
-        return StepReport(batch.sample, errors, found.loss, found.q_mean, found.gradient_norm, rate)
+        return StepReport(
+            batch.sample,
+            found.td_errors.numpy(),
+            found.loss,
+            found.q_mean,
+            found.gradient_norm,
+            rate,
+            others=found.others,
+        )
 
-    def _skipped(self, batch: Batch[Any], reason: str, rate: float) -> StepReport:
+    def _skipped(
+        self, batch: AnyBatch, reason: str, rate: float, spoiled: Sample | None = None
+    ) -> StepReport:
         self.counters.skipped_batches += 1
-        sources = tuple(sorted(set(batch.sources)))
-        return StepReport(batch.sample, None, np.nan, np.nan, np.nan, rate, reason, sources)
+        self.skipped_in_a_row += 1
+        sources, unknown = tuple(sorted(set(batch.sources))), (np.nan, np.nan, np.nan)
+        self._skip = StepReport(batch.sample, None, *unknown, rate, reason, sources, spoiled)
+        return self._skip
 
     def checkpoint(
         self, extra: dict[str, Any], replay: Mapping[str, torch.Tensor] | None = None
@@ -182,11 +252,22 @@ class Learner:
         self.agent.load_tensors(dict(checkpoint.model), optimizer)
         torch.set_rng_state(random_state)
         self.counters = LearnerCounters(**checkpoint.state["learner"])
+        self._updates_before = self.counters.updates
 
 
-def _tensors(batch: Batch[Any]) -> Transitions:
+def _tensors(batch: AnyBatch) -> Transitions | Sequences:
     """The batch where it lies, in host memory or on the device; nothing is copied yet."""
     batch.wait()
+    if isinstance(batch, SequenceBatch):
+        return Sequences(
+            torch.from_numpy(batch.observations),
+            torch.from_numpy(batch.actions),
+            torch.from_numpy(batch.rewards),
+            torch.from_numpy(batch.terminal),
+            torch.from_numpy(batch.ends),
+            torch.from_numpy(batch.valid),
+            torch.from_numpy(batch.weights),
+        )
     return Transitions(
         torch.as_tensor(batch.s_tm1),
         torch.from_numpy(batch.a_tm1),

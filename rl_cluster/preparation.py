@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from rl_cluster.agents.flat import num_parameters
+from rl_cluster.algorithm import full_block, specify, weights_bytes
 from rl_cluster.config import ConfigError, RunConfig, TaskConfig
 from rl_cluster.config_file import from_mapping, to_mapping
 from rl_cluster.config_file import load as load_config
@@ -26,12 +24,11 @@ from rl_cluster.effective import (
     tasks_at_once,
     with_replay,
 )
-from rl_cluster.environments import EnvironmentSpec, make_environment, spec_of
-from rl_cluster.learner import build_network
+from rl_cluster.environments import EnvironmentSpec
+from rl_cluster.fleet_settings import check_usable
 from rl_cluster.levers import LIVE
 from rl_cluster.machine import Machine, detect
 from rl_cluster.remote import RemoteError, check_url
-from rl_cluster.replay.block import Block, BlockBuilder
 from rl_cluster.resident import resident_bytes
 from rl_cluster.supervision.admission import Admission, TaskDemand, admit, fit, most_at_once
 from rl_cluster.supervision.tiers import CUSTOM, LoadState
@@ -75,9 +72,9 @@ def prepare(config: RunConfig) -> PreparedRun:
     effective = resolve(config, machine)
     specs, demands, reasons = {}, [], {}
     for name, task in effective.config.tasks.items():
-        env = make_environment(task.env, num_envs=1, threads=1)
-        specs[name] = spec_of(env)
-        env.close()
+        if task.is_fleet:
+            check_usable(name, task.stream)
+        specs[name] = specify(task)
         _check_upload(name, task)
         demands.append(_demand(name, task, specs[name]))
         if reason := _why_not_resident(task, specs[name], machine, len(config.tasks)):
@@ -202,6 +199,8 @@ def _why_not_resident(
     share = task.learner.resident_share
     if task.learner.device != "cuda" or share == 0:
         return None
+    if task.is_fleet:
+        return "sequences are gathered on the host"
     if spec.obs_dtype.kind not in "ui":
         return f"frames of {spec.obs_dtype} are searched for NaN on the host"
     own = min(1.0, len(machine.gpus) / num_tasks)
@@ -219,36 +218,19 @@ def _demand(name: str, task: TaskConfig, spec: EnvironmentSpec) -> TaskDemand:
     in_flight = 2 * rollout.actors * rollout.blocks_per_collect + rollout.blocks_per_collect
     return TaskDemand(
         name=name,
-        block_bytes=_full_block(task, spec).nbytes,
+        block_bytes=full_block(task, spec).nbytes,
         blocks=max(2, -(-task.replay.capacity_transitions // rollout.block_length)),
         blocks_in_flight=in_flight,
         weights_bytes=_weights_bytes(name, task, spec),
-        processes=rollout.actors + _WORKERS_BESIDE_ROLLOUTS,
+        processes=rollout.actors + _WORKERS_BESIDE_ROLLOUTS + task.stream.simulated_rovers,
     )
 
 
 def _weights_bytes(name: str, task: TaskConfig, spec: EnvironmentSpec) -> int:
     try:
-        return 4 * num_parameters(build_network(task.agent, spec))  # float32
+        return weights_bytes(task, spec)
     except ValueError as error:
         raise ConfigError(f"tasks.{name}.agent: {error}") from error
-
-
-def _full_block(task: TaskConfig, spec: EnvironmentSpec) -> Block:
-    """A block as the rollouts will make it, to be measured."""
-    builder = BlockBuilder(
-        "measure",
-        length=task.rollout.block_length,
-        context=task.agent.frame_stack - 1,
-        tail=task.agent.n_step,
-    )
-    observation = np.zeros(spec.obs_shape, spec.obs_dtype)
-    while True:
-        block = builder.append(
-            observation, 0, 0.0, terminated=False, truncated=False, first=False, policy_version=0
-        )
-        if block is not None:
-            return block
 
 
 def what_would_run(config: RunConfig) -> list[tuple[str, str, str, str]]:

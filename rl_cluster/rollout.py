@@ -39,7 +39,8 @@ class CollectReport:
     """What happened during one call of `collect`."""
 
     games: tuple[FinishedGame, ...]
-    epsilon_mean: float
+    epsilon_mean: float | None
+    """None where nobody explores by ε."""
 
 
 @dataclass(frozen=True)

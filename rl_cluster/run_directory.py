@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from rl_cluster.telemetry.summary import (
 
 _CLUSTER = "cluster.json"
 _LOCK = "lock"
+_SMALL_BYTES = 64 << 10
 
 
 class RunDirectoryError(RuntimeError):
@@ -40,7 +42,7 @@ class ClusterAddress:
     address: str
     namespace: str
     daemons: tuple[ProcessId, ...]
-    """Processes of a cluster of the run's own, without any of which it is no more."""
+    """GCS and raylet of a cluster of the run's own, without any of which it is no more."""
 
     @property
     def alive(self) -> bool:
@@ -113,11 +115,15 @@ class RunDirectory:
             ) from None
 
     def sign(self) -> None:
-        """Write into the lock who holds it."""
-        assert self._lock is not None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        self._lock.flush()
+        """Write into the lock who holds it.
+
+        Raises:
+          OSError: the disk is full or gone; the lock is held all the same.
+        """
+        text = f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+        os.ftruncate(self.lock_fd, 0)
+        # Not through the file's buffer, which would hold what a full disk did not take.
+        os.write(self.lock_fd, text.encode())
 
     @property
     def lock_fd(self) -> int:
@@ -138,12 +144,21 @@ class RunDirectory:
         write_text_atomically(self.path / "effective.yaml", effective.dump())
 
     def write_address(self, cluster: ClusterAddress) -> None:
-        """Say where the run can be reached."""
+        """Say where the run can be reached.
+
+        Raises:
+          OSError: the disk is full or gone; what stood there before stays.
+        """
         write_text_atomically(self.path / _CLUSTER, json.dumps(asdict(cluster)))
 
     def forget_address(self) -> None:
         """The run cannot be reached any more, or not yet."""
         (self.path / _CLUSTER).unlink(missing_ok=True)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether its disk takes a small file now."""
+        return takes_a_file(self.path)
 
     def release(self) -> None:
         """Let the next writer come; a lock that was handed over stays with its heir."""
@@ -157,6 +172,17 @@ class RunDirectory:
             return read_summary(self.path)
         except FileNotFoundError:
             return None
+
+
+def takes_a_file(directory: Path) -> bool:
+    """Whether there is room in a directory for a small file."""
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(_SMALL_BYTES))
+            file.flush()
+    except OSError:
+        return False
+    return True
 
 
 def is_in_use(run_dir: Path) -> bool:

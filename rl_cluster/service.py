@@ -6,6 +6,7 @@ systemd is told that the run lives only while its supervisor gets on (sd_notify(
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
@@ -52,7 +53,7 @@ def unit_text(run_dir: Path, user: str) -> str:
     """A systemd unit that keeps the run in a directory (systemd.service(5))."""
     command = f"{sys.executable} -m rl_cluster.cluster.keeper {run_dir}"
     return f"""[Unit]
-Description=rl-cluster run {run_dir.name}
+Description=rl-cluster run {run_dir}
 After=network-online.target
 ConditionPathExists={run_dir}/config.yaml
 
@@ -75,6 +76,12 @@ WantedBy=multi-user.target
 """
 
 
+def unit_name(run_dir: Path) -> str:
+    """Name of a run's unit; runs in directories of the same name have units of their own."""
+    path = run_dir.absolute()
+    return f"rl-cluster-{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}.service"
+
+
 def install(run_dir: Path, user: str, root: Path = Path("/")) -> Path:
     """Write, enable and start the unit of a run.
 
@@ -94,7 +101,7 @@ def install(run_dir: Path, user: str, root: Path = Path("/")) -> Path:
             "systemd does not run on this host. The same without it, as a line of the crontab "
             f"(crontab -e):\n  @reboot {sys.executable} -m rl_cluster.cli keep {run_dir}"
         )
-    path = root / "etc/systemd/system" / f"rl-cluster-{run_dir.name}.service"
+    path = root / "etc/systemd/system" / unit_name(run_dir)
     try:
         path.write_text(unit_text(run_dir, user), encoding="utf-8")
     except OSError as error:

@@ -13,7 +13,8 @@ import torch
 from learning_samples import IMAGE, SETTINGS, agent, assert_same, everything, network, transitions
 
 from rl_cluster.agents.captured import Captured, Inputs, Recorded
-from rl_cluster.agents.dqn import DQN, PendingUpdate, Transitions
+from rl_cluster.agents.dqn import DQN, Transitions
+from rl_cluster.agents.update import PendingUpdate
 
 CPU = torch.device("cpu")
 

@@ -52,6 +52,19 @@ def test_one_that_is_stopped_lives() -> None:
         process.kill()
 
 
+def test_only_a_signal_stops_a_process() -> None:
+    with sleeper() as process:
+        found = ProcessId.of(process.pid)
+        assert not found.stopped
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: found.stopped)
+        assert not replace(found, start_ticks=found.start_ticks - 1).stopped, "that was another"
+        process.send_signal(signal.SIGCONT)
+        until(lambda: not found.stopped)
+        process.kill()
+    assert not found.stopped
+
+
 def test_a_zombie_is_dead_though_its_number_is_taken() -> None:
     with sleeper() as process:
         found = ProcessId.of(process.pid)
@@ -236,6 +249,17 @@ def test_a_clock_that_jumps_neither_hides_nor_makes_a_silence(tmp_path: Path, ju
     os.utime(control.path / "supervisor.pulse", (then_s, then_s))
     assert reader.silence_s(7.0) == 0.0
     assert reader.silence_s(16.0) == 9.0
+
+
+def test_a_beat_that_nothing_can_be_made_for_is_not_seen(tmp_path: Path) -> None:
+    """A disk that is full, or gone; whoever beats goes on."""
+    control = Control(tmp_path)
+    control.path.rmdir()
+    control.beat("keeper")
+    assert control.pulse("keeper") is None
+    control.path.mkdir()
+    control.beat("keeper")
+    assert control.pulse("keeper") is not None
 
 
 def test_a_lost_pulse_file_costs_a_beat(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ from learning_samples import (
 )
 from naive_replay import unhurried
 
-from rl_cluster.agents.dqn import DQN, SkippedBatch, Transitions, learning_rate
+from rl_cluster.agents.dqn import DQN, Transitions
+from rl_cluster.agents.schedule import scheduled
+from rl_cluster.agents.update import SkippedBatch
 
 BETA_1, BETA_2 = 0.9, 0.999
 Tensors = dict[str, torch.Tensor]
@@ -64,7 +66,7 @@ class Reference:
     def _step(self, gradients: tuple[torch.Tensor, ...]) -> None:
         norm = math.sqrt(sum(g.double().square().sum().item() for g in gradients))
         scale = min(1.0, self.settings.max_gradient_norm / norm)
-        rate = learning_rate(self.settings, self.steps)
+        rate = scheduled(self.settings.learning_rate, self.settings, self.steps)
         self.steps += 1
         with torch.no_grad():
             for p, g, m, v in zip(
@@ -290,23 +292,24 @@ def test_the_target_starts_as_the_online_network_and_is_never_trained() -> None:
 
 
 def test_a_constant_learning_rate_stays() -> None:
-    assert {learning_rate(SETTINGS, updates) for updates in (0, 1, 10, 10**9)} == {1e-3}
+    rates = {scheduled(1e-3, SETTINGS, updates) for updates in (0, 1, 10, 10**9)}
+    assert rates == {1e-3}
 
 
 def test_a_cosine_falls_to_its_share_and_stays_there() -> None:
     """Loshchilov & Hutter 2017, equation 5, without restarts."""
     settings = replace(SETTINGS, schedule="cosine")
-    rates = [learning_rate(settings, updates) for updates in range(11)]
+    rates = [scheduled(settings.learning_rate, settings, updates) for updates in range(11)]
     assert rates[0] == 1e-3
     assert rates[5] == pytest.approx((1e-3 + 1e-4) / 2)
     assert rates[10] == pytest.approx(1e-4)
     assert rates == sorted(rates, reverse=True)
-    assert learning_rate(settings, 10**9) == rates[10]
+    assert scheduled(settings.learning_rate, settings, 10**9) == rates[10]
 
 
 def test_steps_drop_by_their_factor_each_period() -> None:
     settings = replace(SETTINGS, schedule="step")
-    rates = [learning_rate(settings, updates) for updates in (0, 9, 10, 19, 20)]
+    rates = [scheduled(settings.learning_rate, settings, updates) for updates in (0, 9, 10, 19, 20)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
 
 

@@ -15,6 +15,7 @@ from rl_cluster.supervision.health import (
     Phase,
     Watch,
     failed_because,
+    stalled_because,
 )
 
 LIMITS = Deadlines(starting_s=100.0, working_s=10.0, saving_s=40.0)
@@ -27,7 +28,7 @@ seconds = st.floats(0, 1e6)
 
 
 def says(phase: Phase = "working", progress: int = 0, failure: str | None = None) -> Health:
-    return Health(1, phase, progress, 10**8, 4711, "node", failure)
+    return Health(1, phase, progress, 10**8, 4711, 99, "boot", "node", failure)
 
 
 def seen(health: Health | None, answered_s: float = 0.0, progressed_s: float = 0.0) -> Observation:
@@ -122,6 +123,52 @@ def test_who_answers_and_gets_on_in_time_is_never_accused(
 def test_every_phase_has_its_deadline(phase: Phase) -> None:
     limit_s = LIMITS.of(phase)
     assert limit_s == (None if phase in IDLE else silence_allowed_s(phase))
+
+
+# Workers that are all well and wait for each other
+
+
+def idle(since_s: float, phase: Phase = "waiting") -> Observation:
+    return seen(says(phase), 100.0, since_s)
+
+
+def test_learner_and_rollouts_that_wait_for_each_other_stand_still() -> None:
+    cause = stalled_because(14.0, [idle(80.0), idle(88.0)], 100.0, 10.0)
+    assert cause == (
+        "the learner has had no batch for 14 s and no rollout was asked for blocks for 12 s "
+        "(limit 10 s): replay stands still"
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_age_s", "rollouts"),
+    [
+        (None, [idle(0.0)]),  # paused, or not there yet
+        (0.2, [idle(0.0)]),  # the ratio holds rollouts back while the learner has batches
+        (10.0, [idle(0.0)]),
+        (60.0, [idle(0.0), idle(91.0)]),  # one was asked just now
+        (60.0, [idle(0.0), idle(0.0, "working")]),  # one collects: it has a deadline of its own
+        (60.0, [idle(0.0), seen(None)]),  # one starts
+        (60.0, []),
+    ],
+)
+def test_whoever_has_something_to_do_does_not_stand_still(
+    request_age_s: float | None, rollouts: list[Observation]
+) -> None:
+    assert stalled_because(request_age_s, rollouts, 100.0, 10.0) is None
+
+
+@given(st.none() | seconds, st.lists(st.tuples(phases, seconds), max_size=4), st.floats(0.1, 1e3))
+def test_nobody_stands_still_before_the_limit(
+    request_age_s: float | None, rollouts: list[tuple[Phase, float]], limit_s: float
+) -> None:
+    crew = [seen(says(phase), 1e6, 1e6 - idle_s) for phase, idle_s in rollouts]
+    cause = stalled_because(request_age_s, crew, 1e6, limit_s)
+    wait = crew and all(phase == "waiting" and idle_s > limit_s + 1 for phase, idle_s in rollouts)
+    if wait and request_age_s is not None and request_age_s > limit_s:
+        assert cause is not None
+    if any(phase != "waiting" or idle_s < limit_s - 1 for phase, idle_s in rollouts):
+        assert cause is None
 
 
 # The supervisor's own watch

@@ -25,7 +25,13 @@ from rl_cluster.agents.dqn import DQN
 from rl_cluster.checkpoint import CheckpointStore, SchemaError
 from rl_cluster.config import AgentConfig, LearnerConfig
 from rl_cluster.environments import EnvironmentSpec
-from rl_cluster.learner import Learner, build_agent, build_network, checkpoint_schema
+from rl_cluster.learner import (
+    Learner,
+    NothingLearned,
+    build_agent,
+    build_network,
+    checkpoint_schema,
+)
 from rl_cluster.replay.gather import Batch
 
 SPEC = EnvironmentSpec((4,), np.dtype(np.float32), 3, 1)
@@ -216,6 +222,76 @@ def test_a_skipped_batch_is_counted_and_names_its_sources_and_changes_nothing_el
     assert_same(everything(own.agent), before)
     own.step(batch(2))
     assert [version for version, _ in published] == [0]
+
+
+def overflowing(seed: int) -> Batch:
+    """Finite data, whose loss is not."""
+    return replace(batch(seed), r_t=np.full(6, 3e38, np.float32), sources=("a",) * 6)
+
+
+def test_so_many_skipped_in_a_row_are_an_error_that_names_the_cause() -> None:
+    own = learner(agent(huber_delta=1e30))
+    own.step(batch(0))
+    for step in range(4):
+        own.step(overflowing(step))
+        own.check_learns(most_skipped=5)
+    own.step(overflowing(4))
+    with pytest.raises(NothingLearned, match=r"last 5 batches .*loss (inf|nan).*of a: .*diverged"):
+        own.check_learns(most_skipped=5)
+    own.step(bad(5))
+    with pytest.raises(NothingLearned, match=r"last 6 batches .*of a, b, c: mend what gives such"):
+        own.check_learns(most_skipped=5)
+
+
+def test_one_batch_that_was_learned_from_ends_a_row() -> None:
+    """However many are skipped in between, as where a game gives NaN now and then."""
+    own = learner()
+    for step in range(60):
+        own.step(batch(step) if step % 3 == 0 else bad(step))
+        own.check_learns(most_skipped=3)
+    assert own.counters.skipped_batches == 40
+    assert own.skipped_in_a_row == 2
+
+
+def test_the_sources_of_a_large_batch_are_not_all_spelt_out() -> None:
+    sources = tuple(f"env/{i}" for i in range(6))
+    (report,) = learner().step(replace(bad(0), sources=sources))
+    assert report.skipped_cause == (
+        "the batch holds values that are not finite; blocks of env/0, env/1, env/2 and 3 more"
+    )
+
+
+def test_a_life_that_skips_more_than_it_learns_is_in_vain(tmp_path: Path) -> None:
+    own = learner()
+    assert not own.in_vain, "it has only begun"
+    for step in range(3):
+        own.step(batch(step))
+    for step in range(3):
+        own.step(bad(step))
+        assert not own.in_vain
+    own.step(bad(3))
+    assert own.in_vain
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(own.checkpoint({}))
+    loaded = store.load_latest(own.schema)
+    assert loaded is not None
+    heir = learner()
+    heir.restore(loaded.checkpoint)
+    assert not heir.in_vain
+    heir.step(bad(4))
+    assert heir.in_vain, "what an earlier life learned is not its own"
+
+
+def test_what_is_saved_while_batches_are_skipped_is_finite() -> None:
+    own = learner(agent(huber_delta=1e30))
+    own.step(batch(0))
+    before = everything(own.agent)
+    for step in range(5):
+        own.step(overflowing(step))
+    saved = own.checkpoint({})
+    assert saved.step == 1
+    assert_same(everything(own.agent), before)
+    assert all(torch.isfinite(tensor).all() for tensor in saved.model.values())
 
 
 def test_a_batch_that_was_learned_from_is_not_called_skipped() -> None:

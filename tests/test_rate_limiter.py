@@ -267,3 +267,19 @@ def test_a_restored_limiter_decides_as_the_one_it_was_saved_from(
                 each.sample(transitions)
             elif each.may_insert(transitions):
                 each.insert(transitions)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 50)), max_size=200))
+def test_experience_from_outside_never_waits_and_what_is_owed_stays_bounded(
+    turns: list[tuple[bool, int]],
+) -> None:
+    limiter = RateLimiter(2.0, 100, 64.0, holds_inserts=False)
+    for inserts, transitions in turns:
+        if inserts:
+            assert limiter.may_insert(transitions)
+            limiter.insert(transitions)
+        elif limiter.may_sample(transitions):
+            limiter.sample(transitions)
+        assert limiter.balance <= 64.0 + ROUNDING
+        assert not limiter.warm or limiter.balance >= -ROUNDING
+    assert limiter.samples <= 2.0 * max(0, limiter.inserts - 100) + ROUNDING

@@ -132,6 +132,14 @@ def test_what_the_index_keeps_of_a_block_is_small_and_true() -> None:
     assert info.nbytes == block.nbytes == 6 * (84 * 84 + 4 + 4 + 1 + 1 + 1 + 4)
 
 
+def test_a_block_may_name_its_message_and_hold_actions_of_any_shape() -> None:
+    assert (block_of().message, block_of().info().message) == ("", "")
+    block = block_of(message="r1/7#0", actions=np.zeros((6, 2), np.float32))
+    block.check_valid()
+    assert block.info().message == "r1/7#0"
+    assert block.nbytes == block_of().nbytes + 6 * 4
+
+
 def test_the_schema_names_shape_and_dtype() -> None:
     assert block_of(observations=np.zeros((6, 4), np.float32)).schema == "float32[4]"
     assert block_of(observations=np.zeros(6, np.int16)).schema == "int16[]"
@@ -153,6 +161,8 @@ def test_a_truncation_is_an_end_as_well() -> None:
         ({"terminated": flags()}, "an end must be followed by a reset, and only an end"),
         ({"first": flags(3, 5)}, "an end must be followed by a reset, and only an end"),
         ({"truncated": flags(2)}, "an end must be followed by a reset, and only an end"),
+        ({"actions": np.zeros((5, 2), np.float32)}, "actions has 5 rows, not 6"),
+        ({"actions": np.full((6, 2), np.nan, np.float32)}, "actions are not finite"),
         ({"rewards": np.full(6, np.nan, np.float32)}, "rewards are not finite"),
         ({"rewards": np.full(6, -np.inf, np.float32)}, "rewards are not finite"),
     ],

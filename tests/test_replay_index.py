@@ -19,9 +19,12 @@ LENGTH = 4
 EXPONENT = 0.6
 
 
-def info_of(starts: list[bool], sequence: int = 0, schema: str = "uint8[84,84]") -> BlockInfo:
+def info_of(
+    starts: list[bool], sequence: int = 0, schema: str = "uint8[84,84]", message: str = ""
+) -> BlockInfo:
     versions = np.arange(len(starts), dtype=np.int32) + 10 * sequence
-    return BlockInfo("env/0", sequence, schema, np.array(starts), versions, 100 + len(starts))
+    nbytes = 100 + len(starts)
+    return BlockInfo("env/0", sequence, schema, np.array(starts), versions, nbytes, message)
 
 
 def index_of(
@@ -316,6 +319,51 @@ def test_ids_that_do_not_grow_are_refused() -> None:
     index.check_valid()
 
 
+# Messages ------------------------------------------------------------------------------------
+
+
+def test_a_message_is_held_while_its_block_lives_and_may_come_again_then() -> None:
+    index = index_of(0, capacity=2 * LENGTH)  # two places
+    for i, message in enumerate(("a#0", "", "a#1", "")):
+        index.insert(i, info_of([True], i, message=message))
+        assert index.holds("a#0") == (i < 2)
+    assert index.holds("a#1") and not index.holds("")
+    index.insert(4, info_of([True], 4, message="a#0"))
+    assert index.holds("a#0") and not index.holds("a#1")
+    index.check_valid()
+
+
+def test_a_block_that_comes_twice_is_refused_and_changes_nothing() -> None:
+    index = index_of(0)
+    index.insert(5, info_of([True, True], 5, message="a#0"))
+    for put in (index.insert, lambda at, info: index.prepend(at - 2, info, None)):
+        with pytest.raises(ValueError, match="block 9 of env/0 came twice: message a#0 is live"):
+            put(6, info_of([True], 9, message="a#0"))
+    assert (index.transitions, index.priorities()[0].tolist()) == (2, [5])
+    index.check_valid()
+    assert index.prepend(4, info_of([True], 9, message="a#1"), None) and index.holds("a#1")
+
+
+def test_a_block_that_found_no_place_is_not_held() -> None:
+    index = index_of(0, capacity=2 * LENGTH)
+    index.insert(5, info_of([True]))
+    assert not index.prepend(3, info_of([True], message="a#0"), None)
+    assert not index.holds("a#0")
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_messages_that_are_not_those_of_the_blocks_are_found(forgets: bool) -> None:
+    index = index_of(0)
+    index.insert(0, info_of([True], message="a#0"))
+    index.check_valid()
+    if forgets:
+        index._messages.clear()
+    else:
+        index._messages.add("b#0")
+    with pytest.raises(ValueError, match="messages"):
+        index.check_valid()
+
+
 # Any order of operations ---------------------------------------------------------------------
 
 
@@ -333,9 +381,16 @@ class AnyOrder(RuleBasedStateMachine):
         self.greatest, self.inserted, self.next_id = 1.0, 0, 0
         self.drawn: list[Sample] = []
 
-    @rule(starts=st.lists(st.booleans(), min_size=1, max_size=LENGTH))
-    def insert(self, starts: list[bool]) -> None:
-        info = info_of(starts, self.next_id)
+    @rule(
+        starts=st.lists(st.booleans(), min_size=1, max_size=LENGTH),
+        message=st.sampled_from(["", "a#0", "a#1", "b#0"]),
+    )
+    def insert(self, starts: list[bool], message: str) -> None:
+        info = info_of(starts, self.next_id, message=message)
+        if message and message in self.messages:
+            with pytest.raises(ValueError, match="came twice"):
+                self.index.insert(self.next_id, info)
+            return
         evicted = self.index.insert(self.next_id, info)
         expected = min(self.priorities) if len(self.priorities) == self.places else None
         assert evicted == expected
@@ -410,6 +465,12 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.index.nbytes == sum(info.nbytes for info in kept)
         assert self.index.inserted_transitions == self.inserted
         assert self.index.fill == len(self.infos) / self.places
+        for message in ("", "a#0", "a#1", "b#0"):
+            assert self.index.holds(message) == (message in self.messages)
+
+    @property
+    def messages(self) -> set[str]:
+        return {info.message for info in self.infos.values()} - {""}
 
     @property
     def total(self) -> float:

@@ -160,8 +160,9 @@ def changed(entry: int, value: list[Any]) -> dict[str, Any]:
         changed(0, ["observations", "uint8", [1 << 40, 6, 5]]),
         changed(0, ["observations", "uint8", [-6, -6, 5]]),
         changed(0, ["observations", "uint8", [6, 6, 6]]),
-        changed(1, ["actions", "float32", [6]]),
-        changed(1, ["actions", "int32", [6, 1]]),
+        changed(1, ["actions", "uint32", [6]]),
+        changed(2, ["rewards", "int32", [6]]),
+        changed(2, ["rewards", "float32", [6, 1]]),
         changed(1, ["class", "int32", [6]]),
     ],
 )
@@ -178,6 +179,75 @@ def test_objects_are_never_written() -> None:
     block = numbered_block(1)
     with pytest.raises(ValueError, match="object is none of"):
         encode(0, replace(block, observations=block.observations.astype(object)))
+
+
+@pytest.mark.parametrize("actions", [np.int64, np.float64, np.float16])
+def test_actions_of_another_type_are_not_written(actions: type) -> None:
+    block = numbered_block(1)
+    with pytest.raises(ValueError, match="not int32 or float32"):
+        encode(0, replace(block, actions=block.actions.astype(actions)))
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (1,), (3, 2), (0,)])
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_actions_of_any_shape_come_back(dtype: type, shape: tuple[int, ...]) -> None:
+    actions = np.random.default_rng(3).normal(scale=9, size=(6, *shape)).astype(dtype)
+    block = replace(numbered_block(7), actions=actions, message="r1/7#0")
+    assert_same_block(decode(encode(3, block)), block)
+
+
+def test_a_record_of_old_has_no_message_and_is_still_read() -> None:
+    block = numbered_block(1)
+    arrays = b"".join(a.tobytes() for a in vars(block).values() if isinstance(a, np.ndarray))
+    record = forged(honest() | {"source": block.source}, arrays)
+    assert b"message" not in record
+    assert_same_block(decode(record), block)
+
+
+# Messages ------------------------------------------------------------------------------------
+
+
+def write_messages(journal: Journal, *messages: str) -> None:
+    for message in messages:
+        block_id = journal.next_block_id
+        assert journal.append(block_id, replace(numbered_block(block_id), message=message))
+
+
+def test_messages_of_all_segments_and_writers_are_known_at_the_start(tmp_path: Path) -> None:
+    first = writer(tmp_path)
+    assert first.messages() == set()
+    write_messages(first, *(f"r1/{k}#0" for k in range(9)), "", "ü/1#0")
+    first.flush()  # and then it dies
+    second = writer(tmp_path)
+    write_messages(second, "r2/0#0")
+    assert second.messages() == {"ü/1#0", *(f"r1/{k}#0" for k in range(9))}
+    assert writer(tmp_path).messages() == second.messages() | {"r2/0#0"}
+
+
+def test_messages_are_those_of_the_blocks_that_come_back(tmp_path: Path) -> None:
+    journal = writer(tmp_path)
+    write_messages(journal, *(f"r1/{k}#0" for k in range(14)))
+    journal.discard(5)
+    newest = list_segments(tmp_path)[-1].path
+    os.truncate(newest, newest.stat().st_size - 1)
+    later = writer(tmp_path)
+    restored = {each.block.message for each in later.found() if isinstance(each, RestoredBlock)}
+    assert later.messages() == restored == {f"r1/{k}#0" for k in range(4, 13)}
+
+
+def test_messages_are_read_without_payloads(tmp_path: Path) -> None:
+    """A damaged payload hides no message; a damaged header hides its own only."""
+    journal = writer(tmp_path, limits(per_segment=1e6))
+    write_messages(journal, "a#0", "b#0", "c#0")
+    path = list_segments(tmp_path)[-1].path
+    data = bytearray(path.read_bytes())
+    data[len(data) - 100] ^= 255
+    data[data.index(b'"message": "b#0"') + 1] = 0
+    path.write_bytes(data)
+    assert writer(tmp_path).messages() == {"a#0", "c#0"}
+    assert [type(each) for each in newest_first(list_segments(tmp_path))] == [
+        RefusedRecord, RefusedRecord, RestoredBlock
+    ]  # fmt: skip
 
 
 # Segments ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_disk import fill, small_disk
 from telemetry_samples import run_summary
 
 from rl_cluster.config_file import from_mapping, load
@@ -122,6 +123,29 @@ def test_the_lock_is_free_as_soon_as_its_holder_was_killed(tmp_path: Path) -> No
         said = (path / "lock").read_text()
         assert re.fullmatch(rf"process {os.getpid()}, since [-\d]+ [:\d]+\n", said)
         directory.release()
+
+
+def test_a_full_disk_takes_neither_lock_nor_old_address(tmp_path: Path) -> None:
+    """And what it did not take is written as soon as there is room."""
+    with small_disk(tmp_path, 256) as disk:
+        directory = RunDirectory(disk)
+        directory.take(resume=False)
+        directory.write_address(OTHERS)
+        assert directory.has_room
+        os.ftruncate(directory.lock_fd, 0)
+        fill(disk / "others", 0)
+        assert not directory.has_room
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                directory.sign()
+            with pytest.raises(OSError, match="No space left"):
+                directory.write_address(replace(OTHERS, namespace="another"))
+        assert read_cluster(disk) == OTHERS and is_in_use(disk)
+        (disk / "others").unlink()
+        directory.sign()
+        assert (disk / "lock").read_text().startswith(f"process {os.getpid()}, ")
+        directory.release()
+        assert not is_in_use(disk)
 
 
 def test_the_lock_is_free_after_release(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -141,7 +142,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_unit_is_written_enabled_and_started(host: Path) -> None:
     path = install(RUN, "trainer", host)
-    assert path == host / "etc/systemd/system/rl-cluster-two-games_1.5.service"
+    assert path.parent == host / "etc/systemd/system"
+    assert re.fullmatch(r"rl-cluster-two-games_1\.5-[0-9a-f]{8}\.service", path.name)
     assert path.read_text() == unit_text(RUN, "trainer")
     asked = (host / "asked").read_text().splitlines()
     assert asked == ["daemon-reload", f"enable --now {path.name}"]
@@ -152,6 +154,15 @@ def test_a_relative_run_directory_is_named_in_full(
 ) -> None:
     monkeypatch.chdir(host)
     assert f"keeper {host}/runs/mine\n" in install(Path("runs/mine"), "me", host).read_text()
+
+
+def test_runs_in_directories_of_the_same_name_have_units_of_their_own(host: Path) -> None:
+    """And a run that is installed again has the one that it had."""
+    runs = [host / "a/mine", host / "b/mine"]
+    paths = [install(run, "me", host) for run in (*runs, *runs)]
+    assert paths[0] != paths[1] and paths[:2] == paths[2:]
+    for run, path in zip(runs, paths, strict=False):
+        assert path.read_text() == unit_text(run, "me")
 
 
 def test_a_systemd_that_refuses_is_quoted(host: Path) -> None:

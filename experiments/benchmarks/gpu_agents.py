@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rl_cluster.agents.dqn import DQN, DQNSettings, PendingUpdate, Transitions
+from rl_cluster.agents.dqn import DQN, DQNSettings, Transitions
 from rl_cluster.agents.networks import QNetwork
+from rl_cluster.agents.update import PendingUpdate
 
 ACTIONS, STACK, FRAME = 6, 4, (84, 84)
 BATCHES = {"cuda": (32, 128, 512), "cpu": (16, 32, 64)}

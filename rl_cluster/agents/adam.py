@@ -6,12 +6,13 @@ parameters and moments as they were, and the device decides that without waiting
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
 from rl_cluster.agents.flat import FlatNetwork
-from rl_cluster.agents.networks import QNetwork
 from rl_cluster.agents.team import Team
 
 BETA_1, BETA_2 = 0.9, 0.999
@@ -28,7 +29,7 @@ class ClippedAdam:
     """
 
     def __init__(
-        self, parameters: FlatNetwork[QNetwork], *, epsilon: float, max_norm: float, team: Team
+        self, parameters: FlatNetwork[Any], *, epsilon: float, max_norm: float, team: Team
     ) -> None:
         self._parameters, self._team = parameters, team
         self._epsilon, self._max_norm = epsilon, max_norm

@@ -9,7 +9,6 @@ many passes a batch is computed, it is one loss, one gradient, one clip and one 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,10 +18,13 @@ from torch import Tensor
 
 from rl_cluster.agents import losses
 from rl_cluster.agents.adam import ClippedAdam
-from rl_cluster.agents.captured import Captured, in_host_memory
+from rl_cluster.agents.captured import Captured
 from rl_cluster.agents.flat import FlatNetwork
+from rl_cluster.agents.named import check_same
 from rl_cluster.agents.networks import QNetwork
+from rl_cluster.agents.schedule import scheduled
 from rl_cluster.agents.team import Team
+from rl_cluster.agents.update import PendingUpdate, Update
 
 _ROWS_WORTH_A_THREAD = 32
 """A smaller part of a batch costs nearly as much as this one: weights are read all the same."""
@@ -69,40 +71,6 @@ class DQNSettings:
     target_tau: float
 
 
-@dataclass(frozen=True)
-class Update:
-    """What an update found."""
-
-    td_errors: Tensor
-    """(B,) float32, detached, in host memory."""
-    loss: float
-    q_mean: float
-    gradient_norm: float
-
-
-class SkippedBatch(ArithmeticError):
-    """The batch, its loss or its gradient was not finite; nothing was changed."""
-
-
-class PendingUpdate:
-    """An update under way on its device."""
-
-    def __init__(self, found: Tensor) -> None:
-        self._found, self._ready = in_host_memory(found)
-
-    def result(self) -> Update:
-        """Wait for the device.
-
-        Raises:
-          SkippedBatch: something was not finite; nothing was changed.
-        """
-        self._ready()
-        loss, q_mean, norm = self._found[:3].tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise SkippedBatch(f"loss {loss}, gradient norm {norm}")
-        return Update(self._found[3:], loss, q_mean, norm)
-
-
 class DQN:
     """Online and target network, optimizer, and the update that joins them.
 
@@ -140,6 +108,19 @@ class DQN:
         self._gradients = [torch.zeros_like(self.online.vector) for _ in range(threads)]
         self._step = Captured(self._learn, device) if device.type == "cuda" else self._learn
 
+    @property
+    def published(self) -> Tensor:
+        """(P,) float32: the online network's parameters, which a policy acts by."""
+        return self.online.vector
+
+    def learning_rate(self, updates: int) -> float:
+        """Step size after so many updates."""
+        return scheduled(self.settings.learning_rate, self.settings, updates)
+
+    def change_learning_rate(self, rate: float) -> None:
+        """Let the schedule go on from another step size."""
+        self.settings = replace(self.settings, learning_rate=rate)
+
     def update(self, batch: Transitions, updates: int) -> Update:
         """One gradient step; `updates` is the number of steps taken before.
 
@@ -150,7 +131,7 @@ class DQN:
 
     def begin(self, batch: Transitions, updates: int) -> PendingUpdate:
         """Start one gradient step; a device works on while the caller goes on."""
-        self.optimizer.learning_rate.fill_(learning_rate(self.settings, updates))
+        self.optimizer.learning_rate.fill_(self.learning_rate(updates))
         found = self._step(batch)
         if share := self._share_to_follow(updates + 1):
             self.target.vector.lerp_(self.online.vector, share * self.optimizer.taken)
@@ -256,8 +237,8 @@ class DQN:
           ValueError: names or shapes differ from this agent's; nothing was changed.
         """
         own_model, own_optimizer = self.model_tensors(), self.optimizer_tensors()
-        _check_same(own_model, model, "model")
-        _check_same(own_optimizer, optimizer, "optimizer")
+        check_same(own_model, model, "model")
+        check_same(own_optimizer, optimizer, "optimizer")
         for name, tensor in own_model.items():
             tensor.copy_(model[name])
         for name, tensor in own_optimizer.items():
@@ -265,29 +246,3 @@ class DQN:
         self.optimizer.steps = optimizer["step"]
         self.online.refresh()
         self.target.refresh()
-
-
-def learning_rate(settings: DQNSettings, updates: int) -> float:
-    """Step size after so many updates: constant, cosine (Loshchilov & Hutter 2017) or by steps."""
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    if settings.schedule == "step":
-        drops = updates // settings.schedule_updates
-        return float(settings.learning_rate * settings.schedule_factor**drops)
-    progress = min(1.0, updates / settings.schedule_updates)
-    share = 0.5 * (1 + math.cos(math.pi * progress))
-    floor = settings.schedule_factor
-    return settings.learning_rate * (floor + (1 - floor) * share)
-
-
-def _check_same(own: dict[str, Tensor], other: dict[str, Tensor], what: str) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    given = {name: tuple(tensor.shape) for name, tensor in other.items()}
-    wrong = sorted(n for n in shapes.keys() | given.keys() if shapes.get(n) != given.get(n))
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"the checkpoint's {what} does not fit this configuration at {name}: it has "
-            f"{given.get(name, 'nothing')}, expected {shapes.get(name, 'nothing')}. "
-            "Resume with the configuration that it was made with"
-        )

@@ -31,6 +31,10 @@ class Arrivals:
         """
         del self._kept[self._number_of.pop(block_id)]
 
+    def newest(self, most: int) -> list[BlockRef]:
+        """References to the blocks that came last, at most so many."""
+        return [ref for _, ref in list(self._kept.values())[-most:]]
+
     def after(self, known: int) -> tuple[tuple[int, int, BlockRef], ...]:
         """Number, block id and reference of all that came after arrival `known`; -1: of all."""
         while self._oldest < self._next and self._oldest not in self._kept:

@@ -19,7 +19,7 @@ from rl_cluster.cluster.actors import Actor, Ref, cause_of, read, spawn
 from rl_cluster.cluster.messages import StopReport
 from rl_cluster.cluster.task_group import TaskGroup
 from rl_cluster.cluster.weights_actor import WeightsActor
-from rl_cluster.cluster.worker import Worker, WorkerState
+from rl_cluster.cluster.worker import Notice, Worker, WorkerState
 from rl_cluster.fence import FenceDamaged, FenceHeld
 from rl_cluster.supervision.health import Deadlines
 from rl_cluster.supervision.plan import (
@@ -32,6 +32,7 @@ from rl_cluster.supervision.plan import (
     Stop,
     plan,
 )
+from rl_cluster.supervision.recurrence import Recurrence
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ class Crew:
 
     def __init__(self, rule: RestartRule, deadlines: Deadlines, seed: int, say: Say) -> None:
         self.groups: dict[str, TaskGroup] = {}
-        self._rule, self._say = rule, say
+        self._rule, self._say, self._recurrence = rule, say, Recurrence()
+        self._now_s = 0.0
         self._rng = np.random.default_rng(seed)
         self.weights: Actor = spawn(WeightsActor, names.WEIGHTS, restarted_by_ray=True)
         self._weights_place = Worker(names.WEIGHTS, "", "weights", deadlines)
@@ -70,6 +72,7 @@ class Crew:
 
     def look(self, now_s: float) -> None:
         """Read what workers said; say who failed."""
+        self._now_s = now_s
         self._look_at_weights(now_s)
         for group in self.groups.values():
             for worker in group.workers():
@@ -130,8 +133,7 @@ class Crew:
 
     def _take_last_report(self, learner: Worker, report: StopReport) -> None:
         learner.status = report.status
-        for said in report.status.notices:
-            self._say(said["kind"], said["cause"], said["action"], learner, said["detail"])
+        self._pass_on(report.status.notices, learner)
         if not report.saved:
             self._say_not_saved(learner, "its checkpoint could not be written")
 
@@ -152,15 +154,26 @@ class Crew:
     def _look_at(self, group: TaskGroup, worker: Worker, now_s: float) -> None:
         cause, notices = worker.look(now_s)
         if cause is None and worker.actor is not None:
-            life, collect_cause = group.failed_collection(worker)
-            if life == worker.epoch:
-                cause = worker.fail(now_s, collect_cause)
+            others_cause = self._failed_to_others(group, worker, now_s)
+            cause = None if others_cause is None else worker.fail(now_s, others_cause)
         if cause is not None:
             self._say("worker_failed", cause, "restart", worker)
         if worker.health is not None and worker.health.phase == "ended" and not group.is_leaving:
             worker.empty()  # asked to leave by a supervisor that died before it ended it
-        for notice in notices:
-            self._say(notice["kind"], notice["cause"], notice["action"], worker, notice["detail"])
+        self._pass_on(notices, worker)
+
+    def _failed_to_others(self, group: TaskGroup, worker: Worker, now_s: float) -> str | None:
+        """Why a worker that says that it is well counts as failed."""
+        if worker is group.replay:
+            return group.stalled(now_s)
+        life, cause = group.failed_collection(worker)
+        return cause if life == worker.epoch else None
+
+    def _pass_on(self, notices: Iterable[Notice], worker: Worker) -> None:
+        """Say what a worker has to say, as far as it is news."""
+        for said in notices:
+            if self._recurrence.is_news(worker.name, said["kind"], said["nature"], self._now_s):
+                self._say(said["kind"], said["cause"], said["action"], worker, said["detail"])
 
     def _look_at_weights(self, now_s: float) -> None:
         """Ray brings it back by itself when it dies; one that hangs has to die first."""

@@ -17,22 +17,26 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util import list_named_actors
+from ray.util import get_node_ip_address, list_named_actors
 
+from rl_cluster.algorithm import checkpoint_schema
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
 from rl_cluster.cluster import names, runtime
-from rl_cluster.cluster.actors import cause_of, spawn
+from rl_cluster.cluster.actors import Actor, cause_of, read
 from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.supervisor_actor import SupervisorActor
 from rl_cluster.config import ConfigError
 from rl_cluster.config_file import load
 from rl_cluster.control import REFUSED, Control
-from rl_cluster.learner import checkpoint_schema
 from rl_cluster.preparation import PreparedRun, prepare, with_added
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, read_cluster
 from rl_cluster.supervision.admission import AdmissionError
 
 _CLUSTER_TIMEOUT_S = 60.0
+
+
+class NoNodeHere(RuntimeError):
+    """The cluster has no node on this host, where the supervisor has to be."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,33 +74,70 @@ def enlist(run_dir: Path) -> int:
         prepared = prepare(config)
         plan = _plan(prepared, RunDirectory(run_dir))
         _join_cluster(run_dir)
-        spawn(SupervisorActor, names.SUPERVISOR, plan, max_concurrency=8, restarted_by_ray=True)
-        actor = ray.get_actor(names.SUPERVISOR)
-        ray.get(actor.health.remote(), timeout=_CLUSTER_TIMEOUT_S)
+        read(_supervisor_here(plan).health.remote(), _CLUSTER_TIMEOUT_S)
     except (AdmissionError, CheckpointError, ConfigError) as error:
         control.write("enlist", {"error": cause_of(error)})
         return REFUSED
-    except (RayError, TimeoutError) as error:  # the keeper tries again
+    except (RayError, OSError, NoNodeHere) as error:  # the keeper tries again
         print(f"not enlisted: {cause_of(error)}", file=sys.stderr)
+        control.write("enlist", {"error": cause_of(error)})
         return 1
     finally:
         runtime.leave()
     return 0
 
 
+def _supervisor_here(plan: RunPlan) -> Actor:
+    """The supervisor, made where there is none yet: on this host and no other.
+
+    The keeper is here, and the two speak through the files of the run. What ties it is the resource
+    that Ray gives a host's nodes for their address, not a node's id: a node that died comes back
+    under another id, and Ray gives an actor up whose node's id is gone, but waits for a resource.
+    Meanwhile workers on other hosts train on; where it takes longer than a supervisor may be
+    silent, the keeper makes the run anew, which fails, and says why, as long as there is no node.
+
+    Raises:
+      NoNodeHere: the cluster has none here.
+    """
+    own_address: Any = get_node_ip_address
+    resources: Any = ray.cluster_resources
+    here = f"node:{own_address()}"
+    if here not in resources():
+        raise NoNodeHere(
+            f"the supervisor has to be on the host of its keeper, and the cluster at "
+            f"{runtime.gcs_address()} has no {here}: start one here with `ray start --address=…`"
+        )
+    remote: Any = ray.remote(SupervisorActor)
+    actor: Actor = remote.options(
+        name=names.SUPERVISOR,
+        num_cpus=0,
+        resources={here: 0.001},
+        lifetime="detached",
+        max_restarts=-1,
+        get_if_exists=True,
+        max_concurrency=8,
+    ).remote(plan)
+    return actor
+
+
 def _join_cluster(run_dir: Path) -> None:
-    """Wait for the keeper's cluster, and for its node to be known there."""
-    deadline_s = time.monotonic() + _CLUSTER_TIMEOUT_S
+    """Wait for the keeper's cluster, and for its node to be known there.
+
+    Raises:
+      TimeoutError: it is not there, or has no node on this host.
+    """
+    deadline_s, failure = time.monotonic() + _CLUSTER_TIMEOUT_S, "it has not started"
     while True:
         cluster = read_cluster(run_dir)
         try:
             if cluster is not None:
                 runtime.join(cluster, run_dir)
                 break
-        except ConnectionError:
+        except ConnectionError as error:
+            failure = f"{cause_of(error)}: it has to be up, and have a node on this host"
             runtime.leave()
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"no cluster within {_CLUSTER_TIMEOUT_S:.0f} s")
+            raise TimeoutError(f"no cluster within {_CLUSTER_TIMEOUT_S:.0f} s: {failure}")
         time.sleep(0.05)
     if not cluster.daemons:  # where `auto` led to
         address = runtime.gcs_address()
@@ -111,7 +152,7 @@ def _plan(prepared: PreparedRun, directory: RunDirectory) -> RunPlan:
         effective=prepared.effective,
         specs=prepared.specs,
         tracker_ids={
-            task: _tracker_id(directory, task, checkpoint_schema(config.tasks[task].agent, spec))
+            task: _tracker_id(directory, task, checkpoint_schema(config.tasks[task], spec))
             for task, spec in prepared.specs.items()
         },
         machine=prepared.machine,

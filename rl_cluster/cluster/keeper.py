@@ -20,12 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl_cluster.cluster import runtime
+from rl_cluster.cluster.cluster_guard import ClusterGuard
 from rl_cluster.config_file import load
 from rl_cluster.control import REFUSED, RUN_MARK, Control, PulseReader
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, RunDirectoryError, read_cluster
 from rl_cluster.service import Notifier
 from rl_cluster.signals import StopFlag
 from rl_cluster.supervision.health import Watch
+from rl_cluster.supervision.spacing import Spacing
 from rl_cluster.telemetry.incidents import Incident, IncidentLog
 from rl_cluster.telemetry.summary import RunState
 
@@ -39,6 +41,9 @@ _SHOT_LATELY_S = 60.0
 """A supervisor that falls silent again so soon needs more than another life: a new cluster."""
 _MAX_VAIN_RESTARTS = 5
 """Restarts of the cluster in a row after none of which the supervisor came back."""
+_LONGEST_BACKOFF_S = 30.0
+_RECYCLING_S = (20.0, 600.0, 1800.0)
+"""Between clusters that the supervisor asks for: first gap, longest gap, and calm."""
 _ENLIST = (sys.executable, "-m", "rl_cluster.cluster.enlist")
 
 
@@ -53,7 +58,12 @@ class Keeper:
         self._starter: subprocess.Popen[bytes] | None = None
         self._seen_alive, self._shot_s, self._start_error = False, -math.inf, ""
         self._stop_asked_s: float | None = None
-        self._vain_restarts = 0
+        self._guard: ClusterGuard | None = None
+        self._unannounced: ClusterAddress | None = None
+        """The cluster, as long as a full disk does not take its address."""
+        self._restarts, self._vain_restarts = 0, 0
+        """Since the supervisor last lived: all, and those that a full disk does not explain."""
+        self._recycling, self._recycle_put_off = Spacing(*_RECYCLING_S), False
         self._systemd = Notifier()
 
     def run(self, adopt: bool) -> int:
@@ -66,9 +76,9 @@ class Keeper:
         self._sign()
         if not adopt:
             self._start_cluster()
-        elif not self._has_cluster:
+        elif self._cluster is None or not self._cluster.alive:
             # Its address must not be read, and what is left of it may still hold fences.
-            self._restart("the cluster that was left is gone", 0.0)
+            self._restart("the cluster that was left is gone")
         self._systemd.ready()
         state, reason = self._keep()
         self._write_end(state, reason)
@@ -91,15 +101,34 @@ class Keeper:
                 return "interrupted", "it did not save in time: its last checkpoints stand"
             if (failure := self._starter_failure()) is not None:
                 return "failed", failure
-            if self._control.requested("recycled"):
-                self._restart("the supervisor asked for a new cluster", now_s)
+            if self._control.requested("recycled") and self._may_recycle(now_s):
+                self._restart("the supervisor asked for a new cluster")
             elif (cause := self._lost_because(now_s)) is not None:
                 if self._vain_restarts >= _MAX_VAIN_RESTARTS:
                     return "failed", f"{self._vain_restarts} restarts in vain: {cause}"
-                self._stop.wait(2.0**self._vain_restarts - 1)
-                self._vain_restarts += 1
-                self._say(cause)
-                self._restart(cause, now_s)
+                self._restart_after_a_while(cause)
+
+    def _may_recycle(self, now_s: float) -> bool:
+        """Whether a new cluster may be made because it was asked for; says so once, where not."""
+        wait_s = self._recycling.wait_s(now_s)
+        if wait_s == 0:
+            self._recycling.done(now_s)
+            self._recycle_put_off = False
+            return True
+        if not self._recycle_put_off:
+            self._recycle_put_off = True
+            cause = "the supervisor asked for a new cluster soon after the one before"
+            self._say(cause, f"it is made in {wait_s:.0f} s", "recycling_put_off")
+        return False
+
+    def _restart_after_a_while(self, cause: str) -> None:
+        """Make another cluster, later each time that none lived."""
+        self._stop.wait(min(2.0**self._restarts - 1, _LONGEST_BACKOFF_S))
+        self._restarts += 1
+        # Nothing that a full disk brings about says that the run is hopeless.
+        self._vain_restarts += self._directory.has_room and runtime.has_room()
+        self._say(cause)
+        self._restart(cause)
 
     def _sign(self) -> None:
         """Say who keeps the run; on a full disk the pulse alone does."""
@@ -121,9 +150,8 @@ class Keeper:
                 _log.error("its end (%s) is not written: %s", end, error)
 
     @property
-    def _has_cluster(self) -> bool:
-        cluster = read_cluster(self._directory.path)
-        return cluster is not None and cluster.alive
+    def _cluster(self) -> ClusterAddress | None:
+        return self._unannounced or read_cluster(self._directory.path)
 
     def _start_cluster(self) -> None:
         """Start an empty cluster and, beside it, the program that enlists the supervisor."""
@@ -131,23 +159,47 @@ class Keeper:
         self._control.clear("recycled")
         config, session = load(self._directory.path / "config.yaml"), self._control.read("session")
         assert session is not None
-        self._starter = subprocess.Popen(
-            [*_ENLIST, str(self._directory.path)], stdin=subprocess.DEVNULL
-        )
+        self._enlist()
         name, store_bytes = self._directory.name, session["object_store_bytes"]
-        self._supervisor.reset(self._watch.look(time.monotonic()))
         try:
-            self._directory.write_address(
+            self._unannounced = (
                 runtime.start(config.cluster, name, store_bytes)
                 if config.cluster.address == "local"
                 else ClusterAddress(config.cluster.address, name, ())
             )
         except Exception as error:  # noqa: BLE001 - Ray's start-up raises whatever it likes
-            # Without an address the next look finds no cluster, and another start is counted.
+            # Without a cluster the next look finds none, and another start is counted.
             _log.exception("Ray did not start")
             self._start_error = str(error)
+        else:
+            self._announce()
 
-    def _restart(self, cause: str, now_s: float) -> None:
+    def _enlist(self) -> None:
+        """Start the program that waits for the cluster and enlists the supervisor."""
+        self._control.forget("enlist")
+        command = [*_ENLIST, str(self._directory.path)]
+        self._starter = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        self._supervisor.reset(self._watch.look(time.monotonic()))
+
+    def _announce(self) -> bool:
+        """Say where the cluster is; on a full disk, each look tries again.
+
+        Returns:
+          Whether everybody can know.
+        """
+        if self._unannounced is None:
+            return True
+        try:
+            self._directory.write_address(self._unannounced)
+        except OSError as error:
+            _log.error("the cluster lives, its address is not written: %s", error)
+            return False
+        self._unannounced = None
+        if self._starter_is_done:  # it has not waited as long as the room took to come
+            self._enlist()
+        return True
+
+    def _restart(self, cause: str) -> None:
         _log.warning("new cluster: %s", cause)
         self._leave_cluster()
         self._start_cluster()
@@ -158,22 +210,31 @@ class Keeper:
         Returns:
           Processes on this host that do not die.
         """
-        cluster = read_cluster(self._directory.path)
+        cluster = self._cluster
         if cluster is not None and not cluster.daemons:
             subprocess.run([*_ENLIST, str(self._directory.path), "--dismiss"], check=False)
+        self._unannounced = None
         self._directory.forget_address()
-        return runtime.end_processes(self._directory.path)
+        return runtime.end_processes(self._directory.path, cluster)
 
     def _lost_because(self, now_s: float) -> str | None:
         """Why the cluster has to be made anew; None while it lives."""
-        if not self._has_cluster:
+        cluster = self._cluster
+        if cluster is None or not cluster.alive:
             return self._start_error or "a process of the cluster itself died"
+        if self._guard is None or self._guard.cluster != cluster:
+            self._guard = ClusterGuard(cluster)
+        if (standstill := self._guard.lost_because(now_s)) is not None:
+            return standstill
+        if not self._announce():
+            return None
         if self._starter is not None and self._starter.poll():
-            return "the supervisor could not be started"
+            said = (self._control.read("enlist") or {}).get("error", "see keeper.log")
+            return f"the supervisor could not be started: {said}"
         silence_s = self._supervisor.silence_s(now_s)
         if silence_s < 2.0:
             if self._starter_is_done:
-                self._seen_alive, self._vain_restarts = True, 0
+                self._seen_alive, self._restarts, self._vain_restarts = True, 0, 0
             self._systemd.alive()
         limit_s = _SILENT_S if self._seen_alive else _STARTING_S
         if silence_s < limit_s:
@@ -216,8 +277,13 @@ class Keeper:
             except ProcessLookupError:
                 return
 
-    def _say(self, cause: str, action: str = "a new cluster, and every task resumes") -> None:
-        incident = Incident(time.time(), None, "keeper", "cluster_lost", cause, action)
+    def _say(
+        self,
+        cause: str,
+        action: str = "a new cluster, and every task resumes",
+        kind: str = "cluster_lost",
+    ) -> None:
+        incident = Incident(time.time(), None, "keeper", kind, cause, action)
         try:
             log = IncidentLog(self._directory.path)
             log.append(incident)
@@ -277,7 +343,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if ended is not None:
             control.forget("end")
             control.forget("ended")
-    directory.sign()
+    try:
+        directory.sign()
+    except OSError as error:
+        _log.error("the lock is held, and not signed: %s", error)
     return Keeper(directory, stop).run(adopt=arguments.lock_fd is None)
 
 

@@ -21,21 +21,22 @@ import numpy as np
 import torch
 from ray.exceptions import RayError
 
-from rl_cluster.agents.dqn import DQN
+from rl_cluster.algorithm import batch_memory, block_source, checkpoint_schema, warmed_agent
 from rl_cluster.cluster.actors import Actor, cause_of, read
 from rl_cluster.cluster.messages import Candidate, LearnerStatus, ReplayState, StopReport, notice
 from rl_cluster.cluster.publisher import WeightsPublisher
 from rl_cluster.cluster.replay_client import ReplayClient
 from rl_cluster.cluster.saves import TaskSaves
+from rl_cluster.cluster.skips import Skips
 from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.config import LearnerConfig, TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.evaluation import Best
 from rl_cluster.fence import Fence
-from rl_cluster.gpu_memory import reserve_learner, warmed_agent
-from rl_cluster.learner import Learner, StepReport, checkpoint_schema
+from rl_cluster.gpu_memory import reserve_learner
+from rl_cluster.learner import Agent, Learner, StepReport
 from rl_cluster.replay.gather import BlockSource
-from rl_cluster.resident import batch_memory, block_source
+from rl_cluster.replay.sequences import SequenceBlocks
 from rl_cluster.supervision.health import Health
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ _Answer = TypeVar("_Answer")
 _COMMAND_TIMEOUT_S = 60.0
 _REPLAY_STATE_TIMEOUT_S = 2.0
 _IDLE_S = 1.0
+_SAVE_AGAIN_S = (1.0, 5.0)
+"""First and longest pause between two tries to save before leaving."""
 
 
 class LearnerActor:
@@ -73,13 +76,15 @@ class LearnerActor:
         self._notices: list[dict[str, str]] = []
         self._replay_state: ReplayState | None = None
         self._newest: StepReport | None = None
-        self._skipped: StepReport | None = None
+        self._skips = Skips()
         self._paused, self._stopping = False, False
         self._waited_s, self._waited_since_s = 0.0, time.monotonic()
+        self._asked_s = 0.0
+        """Time spent on asking for batches since the last one came."""
         self._saved_at_s = time.monotonic()
         # What holds the device's memory is made there: others may have to be waited for.
         self._learner: Learner
-        self._source: ReplayClient[torch.Tensor] | ReplayClient[np.ndarray]
+        self._source: ReplayClient
         self._vitals.keep(self._run, "learner")
 
     def health(self) -> Health:
@@ -121,11 +126,11 @@ class LearnerActor:
 
     def pause(self) -> None:
         """Take no further step until `resume`."""
-        self._between_steps(lambda: setattr(self, "_paused", True))
+        self._between_steps(lambda: self._rest(True))
 
     def resume(self) -> None:
         """Go on learning."""
-        self._between_steps(lambda: setattr(self, "_paused", False))
+        self._between_steps(lambda: self._rest(False))
 
     def checkpoint(self) -> str | None:
         """Save now; return the checkpoint's path, None where saving failed."""
@@ -140,21 +145,33 @@ class LearnerActor:
         """Hear of an evaluation; `best` is given where checkpoint `step` is the new best."""
         self._between_steps(lambda: self._take_evaluation(step, best))
 
-    def stop(self) -> StopReport:
-        """Save and leave the loop; what is published stays."""
-        return self._between_steps(self._leave)
+    def stop(self, save_again_s: float = 0.0) -> StopReport:
+        """Save and leave the loop; what is published stays.
+
+        While saving fails, it goes on learning and tries again, for `save_again_s`, and leaves then
+        all the same.
+        """
+        deadline_s = time.monotonic() + save_again_s
+        pause_s, longest_s = _SAVE_AGAIN_S
+        while (report := self._between_steps(lambda: self._leave(deadline_s))) is None:
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
+        return report
 
     def _make(self) -> None:
         """Make agent and memory of batches, once the device has room for them."""
         config, spec, device = self._config, self._spec, torch.device(self._config.learner.device)
-        schema = checkpoint_schema(config.agent, spec)
+        schema = checkpoint_schema(config, spec)
 
-        def make(settings: LearnerConfig) -> tuple[DQN, BlockSource[Any]]:
-            agent = warmed_agent(config.agent, settings, spec, device)
+        def make(settings: LearnerConfig) -> tuple[Agent, BlockSource[Any] | SequenceBlocks]:
+            agent = warmed_agent(config, settings, spec, device)
             return agent, block_source(config, spec, device)
 
-        with self._vitals.phase("waiting"):
-            reserved = reserve_learner(config, spec, device, make, _log.warning)
+        def say(shortage: str) -> None:
+            self._vitals.progress()  # as long as it looks, it is no hang
+            _log.warning("%s", shortage)
+
+        reserved = reserve_learner(config, spec, device, make, say)
         if reserved.reason is not None:
             action = f"gradients of {reserved.micro_batch} transitions at once are accumulated"
             self._notices.append(notice("gpu_fallback", reserved.reason, action))
@@ -171,16 +188,20 @@ class LearnerActor:
             batch_memory(config, device),
         )
 
-    def _leave(self) -> StopReport:
-        self._stopping = True
+    def _leave(self, deadline_s: float) -> StopReport | None:
+        """None: it is not saved, and there is time to try again."""
         saved = self._save() is not None
+        if not saved and time.monotonic() < deadline_s:
+            return None
+        self._stopping = True
         return StopReport(self._figures(), saved)
 
     def _figures(self) -> LearnerStatus:
         now_s = time.monotonic()
         share = self._waited_s / max(1e-9, now_s - self._waited_since_s)
         self._waited_s, self._waited_since_s = 0.0, now_s
-        notices = [*self._notices, *self._saves.take_notices(), *self._skips()]
+        skipped = self._skips.take_notices(self._learner.counters.skipped_batches)
+        notices = [*self._notices, *self._saves.take_notices(), *skipped]
         self._notices = []
         newest = self._newest
         td_errors = None if newest is None else newest.td_errors
@@ -196,33 +217,30 @@ class LearnerActor:
             publish_ms=self._publisher.newest_ms,
             checkpoint_s=self._saves.newest_s,
             uploaded_updates=self._saves.uploaded_updates,
+            request_age_s=None if self._paused else self._asked_s,
+            others=dict(newest.others) if newest is not None else {},
             notices=tuple(notices),
         )
-
-    def _skips(self) -> list[dict[str, str]]:
-        """One notice for all batches skipped since the last."""
-        if self._skipped is None:
-            return []
-        total = self._learner.counters.skipped_batches
-        cause = (
-            f"{self._skipped.skipped_because}; blocks of {', '.join(self._skipped.skipped_sources)}"
-        )
-        self._skipped = None
-        return [notice("batch_skipped", cause, "skipped whole", f"{total} in all")]
 
     def _advance(self) -> None:
         start_s = time.monotonic()
         batch = self._source.next(timeout_s=0.05)
-        self._waited_s += time.monotonic() - start_s
+        asked_s = time.monotonic() - start_s
+        self._waited_s += asked_s
+        self._asked_s = self._asked_s + asked_s if batch is None else 0.0
         # Without a batch, what is under way on a device is soon known: it need not wait for one.
         self._take(self._learner.finish() if batch is None else self._learner.step(batch))
-        if time.monotonic() - self._saved_at_s >= self._config.checkpoint.period_s:
+        self._vitals.in_vain = self._learner.in_vain
+        self._learner.check_learns(self._config.learner.max_skipped_batches)
+        due = time.monotonic() - self._saved_at_s >= self._config.checkpoint.period_s
+        # Not while batches are skipped: it may have diverged, and what is saved has not.
+        if due and self._learner.skipped_in_a_row == 0:
             self._save()
 
     def _take(self, reports: list[StepReport]) -> None:
         for report in reports:
             if report.td_errors is None:
-                self._skipped = report
+                self._skips.add(report)
                 if report.spoiled is not None:  # or they, never learned from, stay at the top
                     nothing = np.zeros(len(report.spoiled.rows), np.float32)
                     self._source.report(report.spoiled, nothing)
@@ -236,6 +254,9 @@ class LearnerActor:
         counters = self._learner.counters
         published: int = read(self._weights.version.remote(self._task), _COMMAND_TIMEOUT_S)
         counters.policy_version = max(counters.policy_version, published)
+
+    def _rest(self, paused: bool) -> None:
+        self._paused, self._asked_s = paused, 0.0
 
     def _take_settings(self, config: TaskConfig) -> None:
         self._config = config

@@ -93,6 +93,8 @@ class ReplayStatus:
     """Blocks that came back from the journal since the start."""
     lacking_blocks: int = 0
     """Blocks that the journal had to skip since the start."""
+    doubles: int = 0
+    """Blocks from outside that came again since the start, and were taken once."""
     notices: tuple[dict[str, str], ...] = ()
     """Incidents since the last report: kind, cause, action, detail."""
 
@@ -116,6 +118,10 @@ class LearnerStatus:
     checkpoint_s: float | None
     uploaded_updates: int | None
     """Of the newest checkpoint that is whole elsewhere, too."""
+    request_age_s: float | None
+    """How long it has been asking for the next batch, 0 where that is here; None: it rests."""
+    others: dict[str, float] = field(default_factory=dict)
+    """What only this kind of agent tells of its newest step, by name."""
     notices: tuple[dict[str, str], ...] = ()
     """Incidents since the last report: kind, cause, action, detail."""
 
@@ -167,6 +173,12 @@ def percentiles(values: np.ndarray) -> tuple[float | None, float | None]:
     return float(p50), float(p95)
 
 
-def notice(kind: str, cause: str, action: str, detail: Any = "") -> dict[str, str]:
-    """An incident as its worker words it; the supervisor adds time, task and name."""
-    return {"kind": kind, "cause": cause, "action": action, "detail": str(detail)}
+def notice(
+    kind: str, cause: str, action: str, detail: Any = "", nature: str = ""
+) -> dict[str, str]:
+    """An incident as its worker words it; the supervisor adds time, task and name.
+
+    `nature` tells one cause of a trouble that recurs from another, whatever figures they name.
+    """
+    said = {"kind": kind, "cause": cause, "action": action, "detail": str(detail)}
+    return said | {"nature": nature}

@@ -206,7 +206,8 @@ class Oversight:
           Whether its workers have them, or can take them live; else they are retired first.
         """
         group = self.crew.groups[task]
-        group.evaluates = not self.load.state.shed
+        # A fleet's courier does more than evaluate.
+        group.evaluates = group.config.is_fleet or not self.load.state.shed
         wanted = at_load(self.requested(task), self.load.state)
         if wanted != group.config:
             if group.is_empty:

@@ -4,6 +4,8 @@ Invariants: blocks are return values of calls made here, so this actor owns them
 death takes one; a block's reference is dropped the moment the index evicts it; the rate limiter is
 asked before every call for blocks and before every sample, so neither side outruns the other; and
 blocks come back from the journal beside the work: they are no inserts, and push nothing out.
+Experience from outside comes through a reader in a rollout's place: it is not held back, is taken
+once, and is acknowledged when the journal has it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from rl_cluster.cluster.messages import (
     notice,
     percentiles,
 )
+from rl_cluster.cluster.receipts import Receipts
 from rl_cluster.cluster.replay_journal import BlockBack, ReplayJournal
 from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.config import TaskConfig
@@ -42,6 +45,7 @@ RETURNS_KEPT = 20
 _RECENT = 4_096  # rows behind the percentiles
 PREFETCHED_BATCHES = 8
 _LONG_POLL_S = 1.0
+_DISK_WAIT_S = 0.05
 
 
 class ReplayActor:
@@ -75,7 +79,10 @@ class ReplayActor:
         )
         self._chunk = rollout.blocks_per_collect * rollout.block_length
         self._limiter = RateLimiter(
-            replay.samples_per_insert, replay.min_transitions, self._slack(config)
+            replay.samples_per_insert,
+            replay.min_transitions,
+            self._slack(config),
+            holds_inserts=not config.is_fleet,
         )
         self._blocks = Arrivals()
         self._journal = ReplayJournal(journal, config) if journal and replay.journal else None
@@ -85,6 +92,7 @@ class ReplayActor:
         """Of blocks that have not come back yet."""
         self._restored_blocks = 0
         self._notices: list[dict[str, str]] = []
+        self._receipts, self._doubles = Receipts(self.flush), 0
         self._in_flight = 0
         self._room_changed, self._attached = asyncio.Event(), asyncio.Event()
         self._inserted, self._sampling = asyncio.Event(), asyncio.Lock()
@@ -139,6 +147,14 @@ class ReplayActor:
         if self._journal is None:
             return True
         return await asyncio.to_thread(self._journal.flush, timeout_s)
+
+    async def totals(self) -> tuple[int, int, bool]:
+        """Transitions kept, steps taken in, and whether warm-up is over."""
+        return self._index.transitions, self._env_steps, self._limiter.warm
+
+    async def newest_blocks(self, most: int) -> list[Ref]:
+        """References to the blocks that came last, to look at."""
+        return self._blocks.newest(most)
 
     async def health(self) -> Health:
         """Say how the work goes on."""
@@ -204,6 +220,7 @@ class ReplayActor:
             journal_bytes=journal.nbytes,
             restored_blocks=self._restored_blocks,
             lacking_blocks=journal.lacking,
+            doubles=self._doubles,
             notices=tuple(self._take_notices()),
         )
 
@@ -235,6 +252,7 @@ class ReplayActor:
                 refs: list[Ref] = call.remote(blocks, self._env_steps)
                 infos, report = await refs[0]
                 self._take(infos, refs[1:], report)
+                self._receipts.owe(rollout, [info.message for info in infos if info.message])
             except (RayError, ValueError) as error:  # ValueError: blocks that do not belong here
                 self._failed[name] = life, cause_of(error)
                 return
@@ -245,6 +263,8 @@ class ReplayActor:
     async def _room(self) -> None:
         """Wait until the ratio allows another call for blocks."""
         start_s = time.monotonic()
+        while self._journal is not None and self._config.is_fleet and not self._journal.has_room:
+            await asyncio.sleep(_DISK_WAIT_S)
         while not self._limiter.may_insert(self._in_flight + self._chunk):
             self._room_changed.clear()
             await self._room_changed.wait()
@@ -264,7 +284,7 @@ class ReplayActor:
         batch = self._config.learner.batch
         samples: list[Sample] = []
         while len(samples) < request.batches and self._limiter.may_sample(batch):
-            samples.append(self._index.sample(batch, self._importance_exponent))
+            samples.append(self._index.sample(self._config.draws, self._importance_exponent))
             self._limiter.sample(batch)
             self._ages.extend(self._index.ages(samples[-1]).tolist())
         if samples:
@@ -277,8 +297,11 @@ class ReplayActor:
         )
 
     def _take(self, infos: list[BlockInfo], refs: list[Ref], report: CollectReport) -> None:
-        for info, ref in zip(infos, refs, strict=True):
-            self._insert(info, ref)
+        for info, ref in zip(infos, refs, strict=False):  # a reader may bring fewer
+            if self._holds(info.message):
+                self._doubles += 1
+            else:
+                self._insert(info, ref)
         self._vitals.progress()
         self._inserted.set()
         returns = [game.true_return for game in report.games]
@@ -286,6 +309,11 @@ class ReplayActor:
         self._lengths.extend(game.env_steps for game in report.games)
         self._episodes += len(report.games)
         self._epsilon = report.epsilon_mean
+
+    def _holds(self, message: str) -> bool:
+        """Whether a block came before, and may still lie in the journal only."""
+        journal = self._journal
+        return self._index.holds(message) or (journal is not None and message in journal.messages)
 
     def _insert(self, info: BlockInfo, ref: Ref) -> None:
         block_id = self._next_block_id

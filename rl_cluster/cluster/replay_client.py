@@ -10,24 +10,25 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic
+from typing import Any
 
 import numpy as np
 import ray
 
 from rl_cluster.cluster.actors import Actor, Ref, read
 from rl_cluster.cluster.messages import SampleReply, SampleRequest
-from rl_cluster.learner import LearnerCounters
+from rl_cluster.learner import AnyBatch, LearnerCounters
 from rl_cluster.replay.block import Block
-from rl_cluster.replay.gather import Allocate, Batch, BatchRing, BlockSource, Frames
+from rl_cluster.replay.gather import Allocate, BatchRing, BlockSource
 from rl_cluster.replay.index import Sample
+from rl_cluster.replay.sequences import SequenceBlocks
 
 _CALLS_AHEAD = 2
 _BATCHES_PER_CALL = 4
 _WAITING_BATCHES = 2
 
 
-class ReplayClient(Generic[Frames]):
+class ReplayClient:
     """Batches of one task's replay, gathered ahead of the learner.
 
     Args:
@@ -42,11 +43,11 @@ class ReplayClient(Generic[Frames]):
     def __init__(
         self,
         replay: Actor,
-        blocks: BlockSource[Frames],
+        blocks: BlockSource[Any] | SequenceBlocks,
         counters: Callable[[], LearnerCounters],
         reply_timeout_s: float,
         steps_ahead: int,
-        allocate: Allocate[Frames],
+        allocate: Allocate[Any],
     ) -> None:
         self._replay, self._mapped, self._counters = replay, blocks, counters
         self._reply_timeout_s = reply_timeout_s
@@ -55,7 +56,7 @@ class ReplayClient(Generic[Frames]):
         self._known_arrival = -1
         self._oldest_block_id = 0
         self._td_errors: deque[tuple[Sample, np.ndarray]] = deque()
-        self._batches: queue.Queue[Batch[Frames]] = queue.Queue(maxsize=_WAITING_BATCHES)
+        self._batches: queue.Queue[AnyBatch] = queue.Queue(maxsize=_WAITING_BATCHES)
         self._failure: BaseException | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gather", daemon=True)
@@ -65,7 +66,7 @@ class ReplayClient(Generic[Frames]):
         """Begin to gather."""
         self._thread.start()
 
-    def next(self, timeout_s: float) -> Batch[Frames] | None:
+    def next(self, timeout_s: float) -> AnyBatch | None:
         """The next batch, or None where none came in time.
 
         Raises:
@@ -125,7 +126,7 @@ class ReplayClient(Generic[Frames]):
         self._mapped.discard(self._oldest_block_id)
         self._oldest_block_id = max(self._oldest_block_id, reply.oldest_block_id)
 
-    def _hand_over(self, batch: Batch[Frames]) -> None:
+    def _hand_over(self, batch: AnyBatch) -> None:
         while not self._closed.is_set():
             try:
                 self._batches.put(batch, timeout=0.1)

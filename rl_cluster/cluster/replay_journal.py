@@ -49,12 +49,19 @@ class ReplayJournal:
         self.next_block_id = journal.next_block_id
         self._schema, self._config = place.schema, config
         self._found = journal.found()
+        self.messages = frozenset(journal.messages()) if config.is_fleet else frozenset()
+        """What the blocks of earlier sessions were cut from."""
         self._refused: list[str] = []
-        self._writer = JournalWriter(journal, _block_of)
+        self._writer = JournalWriter(journal, _block_of, keeps_all=config.is_fleet)
 
     def offer(self, block_id: int, ref: Ref, nbytes: int) -> None:
         """Write a block soon."""
         self._writer.offer(block_id, ref, nbytes)
+
+    @property
+    def has_room(self) -> bool:
+        """Another block would not wait long."""
+        return self._writer.has_room
 
     def discard(self, below: int) -> None:
         """Blocks with smaller ids are not needed any more."""
@@ -111,16 +118,16 @@ class ReplayJournal:
         return [notice("journal_damaged", cause, action)]
 
     def _does_not_fit(self, block: Block) -> str | None:
-        agent, length = self._config.agent, self._config.rollout.block_length
+        config, length = self._config, self._config.rollout.block_length
         tail = len(block.observations) - block.context - block.core
         if block.schema != self._schema:
             return f"holds {block.schema}; this task has {self._schema}"
         if block.core > length:
             return f"has {block.core} core rows; this replay takes {length}"
-        if block.context < agent.frame_stack - 1 or tail < agent.n_step:
+        if block.context < config.block_context or tail < config.block_tail:
             return (
-                f"has {block.context} rows before its core and {tail} behind it: too few for a "
-                f"stack of {agent.frame_stack} and n = {agent.n_step}"
+                f"has {block.context} rows before its core and {tail} behind it: too few, "
+                f"{config.block_context} and {config.block_tail} are needed"
             )
         return None
 

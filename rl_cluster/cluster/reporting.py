@@ -6,16 +6,16 @@ guess. Rates are differences of counters over a short window, so a pause shows a
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 from rl_cluster.cluster.messages import ReplayStatus
+from rl_cluster.cluster.rates import Rate
+from rl_cluster.cluster.stream_report import StreamReport
 from rl_cluster.cluster.task_group import TaskGroup
 from rl_cluster.evaluation import Evaluation
 from rl_cluster.telemetry.summary import Best, Returns, TaskState, TaskSummary, task_metrics
 from rl_cluster.telemetry.summary import Evaluation as EvaluationSummary
 
-_WINDOW_S = 10.0
 _STARVED = 0.9  # share of the learner's time without a batch from which a task counts as waiting
 
 
@@ -48,34 +48,6 @@ class Totals:
         )
 
 
-class Rate:
-    """Growth per second of a counter over the last seconds."""
-
-    def __init__(self) -> None:
-        self._points: deque[tuple[float, float]] = deque()
-
-    def add(self, now_s: float, value: float) -> None:
-        """Note the counter."""
-        if self._points and value < self._points[-1][1]:
-            self._points.clear()
-        self._points.append((now_s, value))
-        while self._points[0][0] < now_s - _WINDOW_S:
-            self._points.popleft()
-
-    def hold(self, now_s: float) -> None:
-        """Note that nobody counts now: the counter stands still."""
-        if self._points:
-            self.add(now_s, self._points[-1][1])
-
-    @property
-    def per_second(self) -> float:
-        """Growth per second; 0 before two readings."""
-        if not self._points:
-            return 0.0
-        (start_s, first), (end_s, last) = self._points[0], self._points[-1]
-        return (last - first) / (end_s - start_s) if end_s > start_s else 0.0
-
-
 class TaskReport:
     """Turns one task's statuses into its part of the summary and its row of metrics."""
 
@@ -83,6 +55,7 @@ class TaskReport:
         self._group = group
         self._totals = Totals.of(earlier)
         self._frames, self._samples = Rate(), Rate()
+        self._stream = StreamReport(group) if group.config.is_fleet else None
         self._final: TaskSummary | None = None
 
     @property
@@ -117,6 +90,8 @@ class TaskReport:
     def refresh(self, now_s: float) -> None:
         """Read the newest statuses."""
         group, totals = self._group, self._totals
+        if self._stream is not None:
+            self._stream.refresh(now_s)
         replay, learner, evaluator = (
             group.replay_status, group.learner_status, group.evaluator_status)  # fmt: skip
         if replay is not None and replay.attached:
@@ -142,6 +117,12 @@ class TaskReport:
         """The task's part of summary.json."""
         if self._final is not None:
             return self._final
+        summary = self._present()
+        if self._stream is not None:
+            summary["stream"] = self._stream.summary()
+        return summary
+
+    def _present(self) -> TaskSummary:
         group, totals = self._group, self._totals
         replay, learner = group.replay_status, group.learner_status
         lag = replay.policy_lag if replay else (None, None)
@@ -200,7 +181,11 @@ class TaskReport:
                 "publish_ms": learner.publish_ms,
                 "checkpoint_s": learner.checkpoint_s,
                 "uploaded_updates": learner.uploaded_updates,
+                "request_age_s": learner.request_age_s,
+                **learner.others,
             }
+        if self._stream is not None:
+            values |= self._stream.metrics()
         return values
 
     def _state(self) -> TaskState:

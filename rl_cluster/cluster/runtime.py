@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import ray
 from ray._common.usage import usage_lib
+from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import (
     enable_token_auth_by_default,
@@ -25,13 +26,15 @@ from ray._private.authentication.authentication_token_setup import (
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
+from rl_cluster.boot_journal import present_boot_id
 from rl_cluster.config import ClusterConfig
 from rl_cluster.control import RUN_MARK, ProcessId
-from rl_cluster.run_directory import ClusterAddress
+from rl_cluster.run_directory import ClusterAddress, takes_a_file
 from rl_cluster.signals import let_through
 
 _LOOPBACK = "127.0.0.1"
-_NEEDED = ("gcs_server", "raylet")
+DAEMONS = ("gcs_server", "raylet")
+"""Processes of a cluster of the run's own that it cannot be without, as Ray names them."""
 # Ray warns whenever its token authentication is on, which here it always is.
 logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 # Threads of a parallel region that spin while they wait for each other starve every other process:
@@ -67,8 +70,13 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> Clu
         shutdown_at_exit=False,
         spawn_reaper=False,
     )
-    daemons = [ProcessId.of(node.all_processes[name][0].process.pid) for name in _NEEDED]
+    daemons = [ProcessId.of(node.all_processes[name][0].process.pid) for name in DAEMONS]
     return ClusterAddress(node.address, namespace, tuple(daemons))
+
+
+def has_room() -> bool:
+    """Whether Ray's own files have room on this host."""
+    return takes_a_file(Path(get_default_system_temp_dir()))
 
 
 def join(cluster: ClusterAddress, run_dir: Path | None = None) -> None:
@@ -106,30 +114,66 @@ def leave() -> None:
     ray.shutdown()
 
 
-def end_processes(run_dir: Path, timeout_s: float = 10.0) -> list[int]:
-    """Kill every process of a run but this one; return the numbers of those still there."""
+def end_processes(
+    run_dir: Path, cluster: ClusterAddress | None = None, timeout_s: float = 10.0
+) -> list[int]:
+    """Kill every process of a run but this one.
+
+    Args:
+      run_dir: the run's directory.
+      cluster: where it was last, if anywhere.
+      timeout_s: longest that it may take.
+
+    Returns:
+      The numbers of those still there.
+    """
     deadline_s = time.monotonic() + timeout_s
-    while (found := processes_of(run_dir)) and time.monotonic() < deadline_s:
+    # Who was found once is not lost sight of when its parent dies.
+    found = processes_of(run_dir, cluster)
+    while found and time.monotonic() < deadline_s:
         for process in found:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
         psutil.wait_procs(found, timeout=0.5)  # reaps those that are this process's children
+        found = {p for p in found | processes_of(run_dir, cluster) if _lives(p)}
     return [process.pid for process in found]
 
 
-def processes_of(run_dir: Path) -> list[psutil.Process]:
-    """Live processes that carry a run's mark, this one left out."""
-    found = []
+def processes_of(run_dir: Path, cluster: ClusterAddress | None = None) -> set[psutil.Process]:
+    """Live processes of a run, this one left out.
+
+    They carry its mark, descend from one that does, or are in the group of its cluster's raylet: a
+    title that a process gives itself, as Ray's agents do, may lie where its mark was, and a raylet
+    that died has no descendants.
+    """
+    groups = set() if cluster is None else {d.pid for d in cluster.daemons if _leads_or_led(d)}
+    found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
-            marked = process.environ().get(RUN_MARK) == str(run_dir)
-            if marked and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
+            if process.environ().get(RUN_MARK) == str(run_dir):
+                found.update([process, *process.children(recursive=True)])
+            elif os.getpgid(process.pid) in groups:
+                found.add(process)
+        except (psutil.Error, ProcessLookupError):
             continue
-    return found
+    return {process for process in found if process.pid != os.getpid() and _lives(process)}
+
+
+def _leads_or_led(daemon: ProcessId) -> bool:
+    """Whether its number is that of its own process group, and not of a later process's."""
+    try:
+        return ProcessId.of(daemon.pid) == daemon
+    except ProcessLookupError:
+        return daemon.boot_id == present_boot_id()
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class _OwnGroup(services.ConsolePopen):

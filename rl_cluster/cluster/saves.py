@@ -46,6 +46,7 @@ class TaskSaves:
         )
         self._tracker_id = tracker_id
         self._notices: list[dict[str, str]] = []
+        self._failures: int | None = None
         self.best: Best | None = None
         """Best evaluation that the learner knows of."""
         self.newest_s: float | None = None
@@ -88,12 +89,27 @@ class TaskSaves:
         try:
             path = self._store.save(learner.checkpoint(extra, _replay_tensors(replay)))
         except CheckpointError as error:
-            self._notices.append(notice("checkpoint_failed", str(error), "training goes on"))
+            self._note_failure(error)
             return None
+        self._note_success(path)
         self.newest_s = time.monotonic() - start_s
         if self._uploader is not None:
             self._uploader.offer(path)
         return path
+
+    def _note_failure(self, error: CheckpointError) -> None:
+        self._failures = (self._failures or 0) + 1
+        action, why = "training goes on; the next is tried when it is due", error.__cause__
+        nature = str(why.errno) if isinstance(why, OSError) else ""
+        self._notices.append(notice("checkpoint_failed", str(error), action, nature=nature))
+
+    def _note_success(self, path: Path) -> None:
+        """The first of a life is noted, too: those of the life before may have failed."""
+        if self._failures != 0:
+            failed = f"; {self._failures} in a row had failed" if self._failures else ""
+            cause = f"{path.parent} can be written again{failed}"
+            self._notices.append(notice("checkpoint_resumed", cause, f"{path.name} is saved"))
+        self._failures = 0
 
     def candidate(self, path: Path, step: int) -> Candidate:
         """Keep a checkpoint until it is evaluated."""

@@ -6,6 +6,8 @@ death, or its terminal's, changes nothing.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -31,6 +33,18 @@ class RunFailed(RuntimeError):
 
 class Interrupted(RuntimeError):
     """Stopped before anything had been learned in this session; what was saved before stands."""
+
+
+def with_cluster_found(config: RunConfig) -> RunConfig:
+    """Let `cluster.address: auto` be what RAY_ADDRESS says: in a job of Ray, the job's cluster.
+
+    Keepers go on without that variable, and would take whichever cluster this host has.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if config.cluster.address != "auto" or not address:
+        return config
+    cluster = dataclasses.replace(config.cluster, address=address)
+    return dataclasses.replace(config, cluster=cluster)
 
 
 def start(requested: RunConfig, prepared: PreparedRun, directory: RunDirectory) -> None:

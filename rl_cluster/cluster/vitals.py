@@ -12,11 +12,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import psutil
 import ray
 
 from rl_cluster.cluster.actors import cause_of
+from rl_cluster.control import ProcessId
 from rl_cluster.supervision.health import Health, Phase
 
 _log = logging.getLogger(__name__)
@@ -30,7 +32,9 @@ class Vitals:
         self._phase: Phase = phase
         self._progress = 0
         self._failure: str | None = None
-        self._process = psutil.Process()
+        self.in_vain = False
+        """What the work has done so far came to nothing."""
+        self._process, self._process_id = psutil.Process(), ProcessId.of(os.getpid())
 
     def progress(self) -> None:
         """Note that the work got on by a step."""
@@ -73,7 +77,8 @@ class Vitals:
             phase=self._phase,
             progress=self._progress,
             memory_bytes=int(self._process.memory_info().rss),
-            pid=os.getpid(),
+            **asdict(self._process_id),
             node_id=str(ray.get_runtime_context().get_node_id()),
             failure=self._failure,
+            in_vain=self.in_vain,
         )

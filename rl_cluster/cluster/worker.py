@@ -1,7 +1,7 @@
 """One supervised place as the supervisor sees it: who fills it, how it is, how it failed.
 
 Invariant: looking never blocks. Whoever counts as failed is dead before its place is filled anew:
-its process is killed by number where that is on this host, since Ray takes seconds over a frozen
+its process is killed directly where that is on this host, since Ray takes seconds over a frozen
 one; and each life has an epoch that grows over restarts of everything, which stores check.
 """
 
@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, is_here, read
+from rl_cluster.control import ProcessId
 from rl_cluster.supervision.health import Deadlines, Health, Observation, failed_because
 from rl_cluster.supervision.plan import Kind, WorkerRecord
 
@@ -60,6 +61,11 @@ class Worker:
     def health(self) -> Health | None:
         """What the present actor last said of itself."""
         return self._seen.health
+
+    @property
+    def seen(self) -> Observation:
+        """What is known of the present actor."""
+        return self._seen
 
     def fill(self, actor: Actor, now_s: float) -> None:
         """Take an actor of `epoch`: a new one, or one that an earlier supervisor started."""
@@ -139,7 +145,9 @@ class Worker:
     @property
     def _was_fruitful(self) -> bool:
         health = self._seen.health
-        return health is not None and health.progress > (self._first_progress or 0)
+        if health is None or health.in_vain:
+            return False
+        return health.progress > (self._first_progress or 0)
 
     def _take(self, health: Health, now_s: float) -> None:
         if self._first_progress is None and health.phase != "starting":
@@ -176,6 +184,12 @@ def kill(actor: Actor, health: Health | None, for_good: bool = True) -> None:
       for_good: Ray does not bring it back.
     """
     if health is not None and health.node_id == str(ray.get_runtime_context().get_node_id()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(health.pid, signal.SIGKILL)
+        kill_process(ProcessId(health.pid, health.start_ticks, health.boot_id))
     ray.kill(actor, no_restart=for_good)
+
+
+def kill_process(process: ProcessId) -> None:
+    """End a process of this host; a later one that has its number by now is left alone."""
+    if process.alive:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)

@@ -31,7 +31,8 @@ class Block:
     observations: np.ndarray
     """(rows, *obs_shape), one frame per row."""
     actions: np.ndarray
-    """(rows,) int32, taken at the row's observation; meaningless where the row ended an episode."""
+    """(rows, *action_shape) int32 or float32, taken at the row's observation; meaningless where the
+    row ended an episode."""
     rewards: np.ndarray
     """(rows,) float32, unclipped, arrived with the row's observation."""
     terminated: np.ndarray
@@ -42,6 +43,9 @@ class Block:
     """(rows,) bool: a reset observation; no step leads to it."""
     policy_versions: np.ndarray
     """(rows,) int32: the policy that chose `actions`."""
+    message: str = ""
+    """What it was cut from, if that may arrive twice: the message's identity and the block's number
+    in it. No two blocks of a replay have the same."""
 
     @property
     def schema(self) -> str:
@@ -70,6 +74,7 @@ class Block:
             self.starts,
             self.policy_versions[core],
             self.nbytes,
+            self.message,
         )
 
     def check_valid(self) -> None:
@@ -85,8 +90,9 @@ class Block:
             ends[self.context : -1], self.first[self.context + 1 :]
         ):
             raise ValueError(f"{self.source}: an end must be followed by a reset, and only an end")
-        if not np.isfinite(self.rewards).all():
-            raise ValueError(f"{self.source}: rewards are not finite")
+        for name in ("actions", "rewards"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(f"{self.source}: {name} are not finite")
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,8 @@ class BlockInfo:
     policy_versions: np.ndarray
     """(core,) int32."""
     nbytes: int
+    message: str = ""
+    """As the block's."""
 
     @property
     def transitions(self) -> int:
@@ -190,7 +198,7 @@ class BlockBuilder:
 
     def _seal(self) -> Block:
         full = self._rows
-        block = Block(self._source, self._sequence, self._context, self._core, **full)
+        block = Block(self._source, self._sequence, self._context, self._core, **full, message="")
         self._sequence += 1
         self._core = self._length
         frames = full["observations"]

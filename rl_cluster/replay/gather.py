@@ -68,6 +68,11 @@ class Batch(Generic[Frames]):
     """Lets the caller's stream of a device wait until the observations are there; to be called
     before they are read."""
 
+    @property
+    def transitions(self) -> int:
+        """B."""
+        return len(self.a_tm1)
+
     def finite_rows(self) -> np.ndarray:
         """(B,) bool: transitions all of whose numbers are; on a device lie whole numbers only."""
         finite = np.ones(len(self.a_tm1), np.bool_)

@@ -4,7 +4,7 @@ The index knows blocks by number and never holds their data. Invariants: priorit
 live transitions only (rows that start none have 0) and are float32 numbers, so that a checkpoint
 keeps them bit for bit; the ids of all blocks lie within a window as long as there are places, and
 the oldest leave when it moves on; a priority that arrives for a block which has left changes
-nothing.
+nothing; no two live blocks were cut from the same place of the same message.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class ReplayIndex:
         self._ids = np.full(self.places, -1, np.int64)
         self._born = np.zeros(self.places, np.int64)
         self._order: deque[tuple[int, BlockInfo]] = deque()
+        self._messages: set[str] = set()
         self._max_priority = 1.0
         self._schema: str | None = None
         self.inserted_transitions = 0
@@ -68,6 +69,10 @@ class ReplayIndex:
         """Share of the block places in use."""
         return len(self._order) / self.places
 
+    def holds(self, message: str) -> bool:
+        """Whether a live block is of this `message`; never of "", which names none."""
+        return message in self._messages
+
     def insert(self, block_id: int, info: BlockInfo) -> int | None:
         """Add a block under an id above all others, from 0; it gets the greatest priority seen.
 
@@ -75,8 +80,8 @@ class ReplayIndex:
           The newest id that it pushed out, if any: all blocks with ids up to that are gone.
 
         Raises:
-          ValueError: its schema differs from the first block's, it is longer than a place, or the
-            id is not above the newest.
+          ValueError: its schema differs from the first block's, it is longer than a place, a live
+            block has its message, or the id is not above the newest.
         """
         if self._order and block_id <= self._order[-1][0]:
             raise ValueError(f"block id {block_id} is not above {self._order[-1][0]}")
@@ -124,6 +129,8 @@ class ReplayIndex:
         self._tree.set(slot * self._length + np.arange(self._length), values)
         self._ids[slot] = block_id
         self._born[slot] = born
+        if info.message:
+            self._messages.add(info.message)
         self.transitions += info.transitions
         self.nbytes += info.nbytes
 
@@ -186,6 +193,9 @@ class ReplayIndex:
             raise ValueError("places and queue name different blocks")
         if live and (sorted(live) != live or live[-1] - live[0] >= self.places):
             raise ValueError(f"ids from {live[0]} to {live[-1]} in {self.places} places")
+        messages = [info.message for _, info in self._order if info.message]
+        if len(messages) != len(self._messages) or set(messages) != self._messages:
+            raise ValueError("messages of the live blocks and those known differ")
         if int((leaves > 0).sum()) != self.transitions:
             raise ValueError("transitions with a priority and the counter differ")
         if not np.isclose(leaves.sum(), self._tree.total):
@@ -203,12 +213,18 @@ class ReplayIndex:
                 f"block {info.sequence} of {info.source} holds {info.schema}; this replay holds "
                 f"{self._schema}: it belongs to another task"
             )
+        if info.message in self._messages:
+            raise ValueError(
+                f"block {info.sequence} of {info.source} came twice: message {info.message} is "
+                "live; ask `holds` before"
+            )
 
     def _evict(self) -> int:
         block_id, info = self._order.popleft()
         slot = block_id % self.places
         self._tree.set(slot * self._length + np.arange(self._length), np.zeros(self._length))
         self._ids[slot] = -1
+        self._messages.discard(info.message)
         self.transitions -= info.transitions
         self.nbytes -= info.nbytes
         return block_id

@@ -5,7 +5,8 @@ bit or a page is refused. Nothing is unpickled: the header is JSON, arrays have 
 number types, and what a record would take in memory is checked before any of it is taken.
 
     prefix    28 bytes: magic, block id, lengths of header and payload, CRC-32 of all these
-    header    JSON: source, sequence, context, core; name, dtype and shape of every array
+    header    JSON: source, sequence, context, core, message (records of old have none: ""); name,
+              dtype and shape of every array
     payload   the arrays one after another, as one zstd frame (RFC 8878)
     digest    BLAKE2b (RFC 7693), 128 bits, over all before it
 
@@ -37,12 +38,12 @@ PREFIX_BYTES = _PREFIX.size
 _MAX_BLOCK_ID = 1 << 62
 _LEVEL = 1
 _FIELDS = {
-    "actions": "int32",
-    "rewards": "float32",
-    "terminated": "bool",
-    "truncated": "bool",
-    "first": "bool",
-    "policy_versions": "int32",
+    "actions": ("int32", "float32"),
+    "rewards": ("float32",),
+    "terminated": ("bool",),
+    "truncated": ("bool",),
+    "first": ("bool",),
+    "policy_versions": ("int32",),
 }
 _OBSERVATION_DTYPES = frozenset(
     ["bool", "float16", "float32", "float64"]
@@ -77,16 +78,18 @@ def encode(block_id: int, block: Block) -> bytes:
     """The record of a block.
 
     Raises:
-      ValueError: its observations are no plain numbers.
+      ValueError: an array of it is not one that could be read back.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in _arrays(block).items()}
     for array in arrays.values():
         _check_dtype(array.dtype.name)
+    _check_fields(arrays)
     header = {
         "source": block.source,
         "sequence": block.sequence,
         "context": block.context,
         "core": block.core,
+        "message": block.message,
         "arrays": [[name, a.dtype.name, list(a.shape)] for name, a in arrays.items()],
     }
     return _record(block_id, json.dumps(header).encode(), _compress(list(arrays.values())))
@@ -152,15 +155,28 @@ def schema_in(record: bytes) -> str:
         raise RecordError(f"whole, but no block: {error!r}") from error
 
 
+def message_in(header: bytes) -> str:
+    """What a record's header says its block was cut from; "" where it was no message.
+
+    Raises:
+      RecordError: the header is damaged so much that it can be seen.
+    """
+    return str(_parsed(header).get("message", ""))
+
+
 def _checked_header(record: bytes) -> tuple[Prefix, dict[str, Any]]:
     prefix = check_whole(record)
+    return prefix, _parsed(record[PREFIX_BYTES : PREFIX_BYTES + prefix.header_bytes])
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(record[PREFIX_BYTES : PREFIX_BYTES + prefix.header_bytes])
+        header = json.loads(data)
     except ValueError as error:
         raise RecordError(f"whole, but its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise RecordError("whole, but its header is no object")
-    return prefix, header
+    return header
 
 
 def _block(header: dict[str, Any], payload: memoryview) -> Block:
@@ -178,7 +194,8 @@ def _block(header: dict[str, Any], payload: memoryview) -> Block:
     sequence, context, core = (int(header[name]) for name in ("sequence", "context", "core"))
     if min(sequence, context, core) < 0:
         raise ValueError(f"sequence {sequence}, context {context}, core {core}: none below 0")
-    return Block(str(header["source"]), sequence, context, core, **arrays)
+    message = str(header.get("message", ""))
+    return Block(str(header["source"]), sequence, context, core, **arrays, message=message)
 
 
 def _layout(name: str, dtype: str, shape: list[int]) -> tuple[str, np.dtype, tuple[int, ...], int]:
@@ -196,11 +213,15 @@ def _check_dtype(dtype: str) -> None:
 
 
 def _check_fields(arrays: dict[str, np.ndarray]) -> None:
-    found = {name: array.dtype.name for name, array in arrays.items() if name != "observations"}
-    if found != _FIELDS or "observations" not in arrays:
+    if arrays.keys() != {"observations", *_FIELDS}:
         raise ValueError(f"it has the arrays {sorted(arrays)}, not those of a block")
-    if any(arrays[name].ndim != 1 for name in _FIELDS) or arrays["observations"].ndim < 1:
-        raise ValueError("arrays beside the observations have one dimension")
+    for name, dtypes in _FIELDS.items():
+        if arrays[name].dtype.name not in dtypes:
+            raise ValueError(f"{name} are {arrays[name].dtype}, not {' or '.join(dtypes)}")
+    if any(arrays[name].ndim != 1 for name in _FIELDS if name != "actions"):
+        raise ValueError("arrays beside observations and actions have one dimension")
+    if min(arrays["observations"].ndim, arrays["actions"].ndim) < 1:
+        raise ValueError("observations and actions have one row or more dimensions")
 
 
 def _arrays(block: Block) -> dict[str, np.ndarray]:

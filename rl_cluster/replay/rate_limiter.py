@@ -19,12 +19,18 @@ class RateLimiter:
       samples_per_insert: transitions sampled for each one inserted.
       min_transitions: inserts before the first sample (warm-up, not counted in the ratio).
       slack_samples: how far samples may lag behind inserts.
+      holds_inserts: inserts wait for samples; where they cannot, as experience from outside, what
+        samples lag further behind than the slack is forgiven, and the ratio falls below the wanted.
     """
 
     def __init__(
-        self, samples_per_insert: float, min_transitions: int, slack_samples: float
+        self,
+        samples_per_insert: float,
+        min_transitions: int,
+        slack_samples: float,
+        holds_inserts: bool = True,
     ) -> None:
-        self.samples_per_insert = samples_per_insert
+        self.samples_per_insert, self._holds_inserts = samples_per_insert, holds_inserts
         self.min_transitions = min_transitions
         self._slack = slack_samples
         self.inserts = 0
@@ -51,6 +57,8 @@ class RateLimiter:
 
     def may_insert(self, transitions: int) -> bool:
         """Whether so many more inserts, counting those under way, keep the balance."""
+        if not self._holds_inserts:
+            return True
         return self.balance + transitions * self.samples_per_insert <= self._slack
 
     def may_sample(self, transitions: int) -> bool:
@@ -60,6 +68,8 @@ class RateLimiter:
     def insert(self, transitions: int) -> None:
         """Count inserts."""
         self.inserts += transitions
+        if not self._holds_inserts and self.warm:
+            self._owed_before -= max(0.0, self.balance - self._slack)
 
     def sample(self, transitions: int) -> None:
         """Count samples."""

@@ -8,11 +8,13 @@ accuses nobody.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Phase = Literal["starting", "working", "waiting", "saving", "ended"]
-"""`waiting`: no progress is due, as between two calls; `ended`: the loop was left as asked."""
+"""`waiting`: for a call, or for the next time that something is due, so that no progress is;
+`ended`: the loop was left as asked."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,14 @@ class Health:
     memory_bytes: int
     """Resident."""
     pid: int
+    start_ticks: int
+    """Of its process, as in /proc: a later one of the same number has others."""
+    boot_id: str
     node_id: str
     failure: str | None = None
     """Why its loop ended, where it ended by an error."""
+    in_vain: bool = False
+    """It gets on, but nothing has come of it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,31 @@ def failed_because(seen: Observation, now_s: float, deadlines: Deadlines) -> str
     if limit_s is not None and stuck_s > limit_s:
         return f"alive without progress for {stuck_s:.0f} s while {phase} (limit {limit_s:g} s)"
     return None
+
+
+def stalled_because(
+    request_age_s: float | None, rollouts: Sequence[Observation], now_s: float, limit_s: float
+) -> str | None:
+    """Why a task stands still whose workers are all well: they wait for each other.
+
+    Args:
+      request_age_s: how long the learner has been asking for a batch; None: it is not.
+      rollouts: all of the task.
+      now_s: the supervisor's watch. limit_s: what both sides may wait at the same time.
+    """
+    idle_s = [
+        now_s - seen.progressed_s
+        for seen in rollouts
+        if seen.health is not None and seen.health.phase == "waiting"
+    ]
+    if request_age_s is None or not rollouts or len(idle_s) < len(rollouts):
+        return None
+    if min(request_age_s, *idle_s) <= limit_s:
+        return None
+    return (
+        f"the learner has had no batch for {request_age_s:.0f} s and no rollout was asked for "
+        f"blocks for {min(idle_s):.0f} s (limit {limit_s:g} s): replay stands still"
+    )
 
 
 class Watch:

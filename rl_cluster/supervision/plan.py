@@ -1,7 +1,8 @@
 """What to do about what should run and what runs: a pure function from records to actions.
 
-Erlang's rules. One for one for learners, rollouts and evaluators; rest for one for replay, on which
-learner and rollouts of its task work. Restarts wait twice as long each time within a window, and
+Erlang's rules. One for one for learners, rollouts and evaluators, and for what rovers have in their
+place: reader, courier, field; rest for one for replay, on which learner and rollouts or reader of
+its task work. Restarts wait twice as long each time within a window, and
 after too many, or after several that brought no progress, the task is parked with its reason while
 the others go on. Invariant: the same records and the same random state give the same actions;
 nothing is started for a task that should not run.
@@ -9,21 +10,18 @@ nothing is started for a task that should not run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-Kind = Literal["replay", "learner", "rollout", "evaluator", "weights"]
+Kind = Literal["replay", "learner", "rollout", "reader", "evaluator", "courier", "field", "weights"]
 
-_RESTARTED_WITH: Mapping[Kind, tuple[Kind, ...]] = {
-    "replay": ("learner", "rollout"),
-    "learner": (),
-    "rollout": (),
-    "evaluator": (),
-    "weights": (),
-}
+_ON_REPLAY: tuple[Kind, ...] = ("learner", "rollout", "reader")
+"""Kinds that are joined to their task's replay, and start anew with it."""
+_OPTIONAL: tuple[Kind, ...] = ("evaluator", "courier")
+"""Kinds that a task trains without, if it must."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Park:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """Do without a worker that its task can train without: the evaluator."""
+    """Do without a worker that its task can train without: evaluator or courier."""
 
     worker: str
     reason: str
@@ -126,7 +124,7 @@ def plan(
             continue
         reason = _hopeless_because(worker, now_s, desired.rule)
         if reason is not None:
-            optional = worker.kind == "evaluator"
+            optional = worker.kind in _OPTIONAL
             given_up.add(worker.name if optional else worker.task)
             actions.append(GiveUp(worker.name, reason) if optional else Park(worker.task, reason))
         elif _is_due(worker, now_s, desired.rule, rng) and not _lacks_replay(
@@ -159,7 +157,7 @@ def _lacks_replay(
     worker: WorkerRecord, workers: Sequence[WorkerRecord], starting: set[str]
 ) -> bool:
     """Whether a worker would start before the replay that it has to be joined to."""
-    if worker.kind not in ("learner", "rollout"):
+    if worker.kind not in _ON_REPLAY:
         return False
     replays = [w for w in workers if w.task == worker.task and w.kind == "replay"]
     return any(not w.alive and w.name not in starting for w in replays)
@@ -177,7 +175,7 @@ def _is_due(
 
 
 def _restart(worker: WorkerRecord, workers: Sequence[WorkerRecord]) -> list[Action]:
-    kinds = _RESTARTED_WITH[worker.kind]
+    kinds = _ON_REPLAY if worker.kind == "replay" else ()
     dependents = [w for w in workers if w.task == worker.task and w.kind in kinds and w.alive]
     stops = [Stop(w.name, f"{worker.name} is replaced") for w in dependents]
     return [*stops, Start(worker.name), *(Start(w.name) for w in dependents)]

@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from rl_cluster.config import LoadConfig, NonNegativeFloat, NonNegativeInt
+from rl_cluster.config import LoadConfig
+from rl_cluster.settings import NonNegativeFloat, NonNegativeInt
 from rl_cluster.supervision.load import Cap, Load, above, below
 from rl_cluster.supervision.pressure import Pressure
 

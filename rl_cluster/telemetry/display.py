@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rl_cluster.telemetry.display_fleet import fleet_parts, fleets
 from rl_cluster.telemetry.formatting import (
     UNKNOWN,
     count,
@@ -106,7 +107,7 @@ def picture(summary: Summary, now_s: float) -> RenderableType:
     )  # fmt: skip
     for name, task in summary["tasks"].items():
         table.add_row(*_live_cells(name, task))
-    return Group(_header(summary, now_s), table, *_failures(summary))
+    return Group(_header(summary, now_s), table, *fleets(summary), *_failures(summary))
 
 
 def final_table(summary: Summary) -> RenderableType:
@@ -137,6 +138,7 @@ def _plain_line(summary: Summary, name: str, task: TaskSummary) -> str:
         f"return {score(task['returns']['mean'])}",
         f"evaluation {_against_random(evaluation)}",
         f"incidents {summary['incidents']}",
+        *fleet_parts(task),
     ]
     return " | ".join(parts) + (f" | {task['failure']}" if task["failure"] else "")
 

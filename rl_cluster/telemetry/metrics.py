@@ -86,9 +86,55 @@ METRICS: dict[str, Metric] = {
             "Near 1: collection is the bottleneck, or data stopped arriving.",
         ),
         Metric(
+            "request_age_s", "s", "gauge", "task", "speed",
+            "How long the learner has been asking for the batch that it waits for.",
+            "Under a second while batches come; null while paused. Growth: no data arrives; past "
+            "supervisor.working_timeout_s with idle rollouts, replay is replaced.",
+        ),
+        Metric(
             "rollout_wait_share", "share, 0 to 1", "gauge", "task", "speed",
             "Share of the rollouts' time spent waiting to be allowed to insert.",
             "Near 1: learning is the bottleneck. Both shares high: something else is.",
+        ),
+        Metric(
+            "stream_messages_per_s", "messages/s", "gauge", "task", "stream",
+            "Messages of a fleet's rovers that were read per second.",
+            "About one every two seconds and rover at 30 Hz. 0: see stream_newest_age_s.",
+        ),
+        Metric(
+            "stream_newest_age_s", "s", "gauge", "task", "stream",
+            "Time since the newest message that was read was published.",
+            "Grows while the fleet is silent or the server is away; an incident says which.",
+        ),
+        Metric(
+            "stream_quarantined", "messages", "counter", "task", "stream",
+            "Messages that could not be read, kept aside with the reason.",
+            "Anything above 0: look at the stream ROVER_QUARANTINE.",
+        ),
+        Metric(
+            "rovers", "rovers", "gauge", "task", "stream",
+            "Rovers that were heard of since the reader began.",
+            "Rovers that send no name count as one.",
+        ),
+        Metric(
+            "sent_version", "version", "counter", "task", "stream",
+            "Newest policy that rovers were told of.",
+            "Only grows. Flat: the gate holds policies back, or the server is away.",
+        ),
+        Metric(
+            "actor_loss", "return", "gauge", "task", "learning",
+            "Loss of the policy of soft actor-critic: alpha log pi - Q, over the newest batch.",
+            "Falls while values grow; it is no measure of how good the policy is.",
+        ),
+        Metric(
+            "alpha", "return per nat", "gauge", "task", "learning",
+            "Temperature of soft actor-critic: what a nat of entropy is worth.",
+            "Falls as the policy becomes sure. Growing without end: rewards are too small for it.",
+        ),
+        Metric(
+            "entropy", "nats", "gauge", "task", "learning",
+            "Entropy of the policy's actions, over the newest batch.",
+            "Settles at sac.target_entropy.",
         ),
         Metric(
             "publish_ms", "ms", "gauge", "task", "speed",

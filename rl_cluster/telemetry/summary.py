@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -91,6 +91,40 @@ class Best(TypedDict):
     """Learner updates, which name its checkpoint."""
 
 
+class Rover(TypedDict):
+    """One rover of a fleet."""
+
+    policy_version: int | None
+    """As it last said; -1: none yet; None: it does not say."""
+    last_seen_age_s: float
+    mean_return: float | None
+    """Of its last 20 training episodes at most."""
+    episodes: int
+
+
+class Stream(TypedDict):
+    """Experience from outside; counts are since the reader began."""
+
+    url: str | None
+    """None while the server is not known."""
+    connected: bool
+    trouble: str
+    """Why nothing comes; empty: no message was published."""
+    messages: int
+    messages_per_s: float
+    newest_age_s: float | None
+    """Since the newest message was published; None before the first."""
+    silent_s: float | None
+    quarantined: int
+    doubles: int
+    """Blocks that came again, and were taken once."""
+    sent_version: int | None
+    """Newest policy that rovers were told of."""
+    held_back: int
+    """Policies that the gate kept."""
+    rovers: dict[str, Rover]
+
+
 class TaskSummary(TypedDict):
     """One task of a run."""
 
@@ -116,6 +150,8 @@ class TaskSummary(TypedDict):
     best: Best | None
     restarts: int
     skipped_batches: int
+    stream: NotRequired[Stream]
+    """Of fleets."""
 
 
 class Summary(TypedDict):

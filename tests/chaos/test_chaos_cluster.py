@@ -25,6 +25,7 @@ from chaos.support import (
     SETTINGS,
     WORKERS,
     ChaosRun,
+    await_discovery,
     await_recovery,
     chaos_run,
     stale_writes,
@@ -40,6 +41,9 @@ COUNTERS = ("learner_updates", "env_steps", "policy_version")
 FROZEN_S = 60.0
 BESIDE_S = 10.0
 """Workers thaw so long before their raylet, which ends them as soon as it hears that it is dead."""
+KILLS = 6
+"""Of a supervisor that might come back on either of two hosts."""
+ELSEWHERE = "127.0.0.2"
 AWAY_S = 10.0
 """Without a control store; raylets give it up after 60 s."""
 
@@ -171,18 +175,48 @@ def test_a_cluster_that_freezes_and_thaws_does_not_run_twice(
     with chaos_run(tmp_path, KEEP_ALL) as run:
         victims, frozen_s = [run.the(role) for role in roles], time.time()
         signal_all(victims, signal.SIGSTOP)
-        rise_s = run.await_rise(COUNTERS, frozen_s + 5)
+        found_s = await_discovery(run, roles[0], frozen_s)
+        rise_s = run.await_rise(COUNTERS, found_s)
         time.sleep(max(0.0, frozen_s + FROZEN_S - time.time()))
         signal_all(victims, signal.SIGCONT)
         time.sleep(BESIDE_S)
         check_alone(run, (*ROLES, "keeper", "raylet", "gcs_server"))
         run.await_rise(COUNTERS, time.time())
-        replaced = bool(run.incidents(frozen_s, "cluster_lost"))
+        replaced = len(run.incidents(frozen_s, "cluster_lost"))
         lost_s = run.end_well()
         check_nothing_stale(row, run.run_dir)
+    record_figure(row, "until found", found_s - frozen_s, "s")
     record_figure(row, "until updates, steps and versions rise again", rise_s - frozen_s, "s")
     record_figure(row, "clusters replaced", replaced, "clusters")
     record_figure(row, "most work lost", lost_s, "s")
+
+
+class TwoHosts(RayCluster):
+    """A cluster whose second raylet has another address, as on another host."""
+
+    def __enter__(self) -> TwoHosts:
+        super().__enter__()
+        try:
+            self._start(f"--address={self.address}", f"--node-ip-address={ELSEWHERE}")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+
+@only_in_full("a cluster of two hosts")
+@pytest.mark.timeout(900)
+def test_the_supervisor_stays_on_the_host_of_its_keeper(tmp_path: Path) -> None:
+    """Where it would find neither the keeper's files nor the run's, it is never started."""
+    with TwoHosts(1) as cluster, run_on(cluster, tmp_path) as run:
+        (elsewhere,) = cluster.nodes_beside_head()
+        for _ in range(KILLS):
+            victim, killed_s = run.the("supervisor"), time.time()
+            assert victim not in elsewhere.children(recursive=True), run.story()
+            run.kill(victim)
+            await_recovery(run, "supervisor", victim.pid, killed_s)
+        assert run.the("supervisor") not in elsewhere.children(recursive=True), run.story()
+        run.end_well()
 
 
 def node_with(role: str, cluster: RayCluster, run: ChaosRun) -> psutil.Process:

@@ -100,7 +100,7 @@ class Learner:
     def take(self) -> gather.Batch:
         """Wait for one batch and answer it."""
         batch = self._client.next(TIMEOUT_S)
-        if batch is None:
+        if not isinstance(batch, gather.Batch):
             raise RuntimeError(f"no batch within {TIMEOUT_S:.0f} s")
         self._client.report(batch.sample, self._td_errors)
         self._recent.append(batch.sample)

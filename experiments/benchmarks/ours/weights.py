@@ -140,7 +140,7 @@ class Publishing:
         self._newest, self._bytes = flat, flat.nbytes
 
     def _update(self) -> None:
-        self._learner.agent.update(self._batch, self._updates)
+        self._learner.agent.begin(self._batch, self._updates).result()
         self._updates += 1
 
     def _time_updates(self) -> float:

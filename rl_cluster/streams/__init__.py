@@ -1,0 +1,1 @@
+"""Experience that arrives from outside: read, checked, cut into blocks, and policies sent back."""

@@ -1,0 +1,65 @@
+"""A supervised place: whom it kills, and which of its lives came to nothing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from rl_cluster.cluster.worker import Worker, kill_process
+from rl_cluster.control import ProcessId
+from rl_cluster.supervision.health import Deadlines, Health
+
+DEADLINES = Deadlines(100.0, 10.0, 40.0)
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def test_a_process_is_killed_even_if_it_is_frozen(child: subprocess.Popen[bytes]) -> None:
+    process = ProcessId.of(child.pid)
+    child.send_signal(signal.SIGSTOP)
+    kill_process(process)
+    assert child.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("other", [{"start_ticks": 1}, {"boot_id": "another boot"}])
+def test_a_later_process_of_the_same_number_is_left_alone(
+    child: subprocess.Popen[bytes], other: dict[str, object]
+) -> None:
+    kill_process(replace(ProcessId.of(child.pid), **other))  # type: ignore[arg-type]
+    child.communicate(b"\n", timeout=10)
+    assert child.returncode == 0, "it ended by itself"
+
+
+def test_one_that_is_gone_is_no_error(child: subprocess.Popen[bytes]) -> None:
+    process = ProcessId.of(child.pid)
+    child.kill()
+    child.wait()
+    kill_process(process)
+
+
+def life(worker: Worker, *progress: int, in_vain: bool = False) -> int:
+    """A life that said so much of itself; return the fruitless ones in a row after it."""
+    for step in progress:
+        said = Health(1, "working", step, 10**8, 4711, 1, "boot", "node", None, in_vain)
+        worker._take(said, 0.0)
+    worker.fail(0.0, "boom")
+    worker._first_progress = None  # as when the place is filled anew
+    return worker.record().fruitless
+
+
+def test_a_life_that_gets_on_but_in_vain_is_fruitless() -> None:
+    worker = Worker("learner:A", "A", "learner", DEADLINES)
+    assert life(worker, 5, 9) == 0
+    assert [life(worker, 5, 9, in_vain=True) for _ in range(3)] == [1, 2, 3]
+    assert life(worker, 5) == 4
+    assert life(worker, 5, 6) == 0
