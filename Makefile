@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format bench bench-quick chaos
+.PHONY: help install run run-rover test lint format bench bench-quick chaos
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 10
@@ -28,6 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: install  ## train Pong and Breakout for about three minutes
 	$(BIN)/rl-cluster train experiments/atari_quickstart.yaml
+
+run-rover: install  ## let three simulated rovers learn for five minutes
+	$(BIN)/rl-cluster train experiments/rover_quickstart.yaml
 
 test: lint  ## lint, types and all tests
 	$(BIN)/python -m pytest

@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         "set": _steer,
         "add": _steer,
         "remove": _steer,
+        "rollback": _steer,
         "stop": _stop,
         "keep": _keep,
         "install-service": _install_service,
@@ -116,6 +117,11 @@ def _add_levers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add.add_argument("task", metavar="TASK")
     add.add_argument("--set", dest="settings", nargs="+", default=[], metavar="A.B=VALUE")
     lever("remove", "let a task save and leave a live run").add_argument("task", metavar="TASK")
+    rollback = lever("rollback", "send rovers an earlier policy, as a new version")
+    rollback.add_argument("task", metavar="TASK")
+    rollback.add_argument(
+        "version", nargs="?", type=int, metavar="VERSION", help="(the one before)"
+    )
     lever("stop", "save everything and end a live run")
     lever("keep", "resume a run that was cut off, and keep it: for the host's start-up")
     service = lever("install-service", "let systemd do that at every boot")
@@ -269,7 +275,7 @@ def _steer(arguments: argparse.Namespace) -> int:
     from rl_cluster.run_directory import RunDirectoryError
     from rl_cluster.supervision.admission import AdmissionError
 
-    commands: dict[str, Callable[[RunHandle], None]] = {
+    commands: dict[str, Callable[[RunHandle], str | None]] = {
         "tier": lambda handle: handle.tier(arguments.tier),
         "pause": lambda handle: handle.pause(arguments.task),
         "resume": lambda handle: handle.resume(arguments.task),
@@ -278,9 +284,13 @@ def _steer(arguments: argparse.Namespace) -> int:
         ),
         "add": lambda handle: handle.add(arguments.task, tree_of(arguments.settings)),
         "remove": lambda handle: handle.remove(arguments.task),
+        "rollback": lambda handle: (
+            f"sent as version {handle.rollback(arguments.task, arguments.version)}"
+        ),
     }
     try:
-        commands[arguments.command](attach(arguments.run))
+        if answer := commands[arguments.command](attach(arguments.run)):
+            print(answer)
     except ConfigError as error:
         return _complain(str(error), WRONG_USAGE)
     except (AdmissionError, RunDirectoryError, RunUnreachable, ValueError) as error:

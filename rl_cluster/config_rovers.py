@@ -57,7 +57,9 @@ class StreamConfig(Settings):
     silence_s: PositiveFloat = 30.0
     """Seconds without a message after which that is an incident."""
     simulated_rovers: NonNegativeInt = 0
-    """Rovers of `env` that are simulated here, as processes of their own."""
+    """Rovers that are simulated here, as processes of their own."""
+    simulator: str = "envs.rover.process:main"
+    """`module:function` of a simulated rover's program."""
     simulated_hz: NonNegativeFloat = 30.0
     """Steps a second of each; 0: as fast as they can."""
     policy_period_s: PositiveFloat = 30.0

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_replay import unhurried
 
@@ -61,7 +61,7 @@ def test_returns_end_where_the_episode_or_the_rows_do(
 @given(
     mean=st.floats(-3, 3), log_std=st.floats(-5, 1), noise=st.floats(-2, 2), size=st.integers(1, 3)
 )
-@unhurried
+@settings(unhurried, max_examples=40)
 def test_log_probabilities_are_those_of_torchs_transformed_distribution(
     mean: float, log_std: float, noise: float, size: int
 ) -> None:

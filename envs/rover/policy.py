@@ -7,12 +7,11 @@ a trial; whatever was wrong with a file is a PolicyError. A file cannot point ou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 from onnx.external_data_helper import uses_external_data
 
@@ -104,15 +103,15 @@ def _require_self_contained(onnx_bytes: bytes) -> None:
         raise PolicyError(f"{len(onnx_bytes)} bytes, want at most {MAX_POLICY_BYTES}")
     try:
         model = onnx.load_model_from_string(onnx_bytes)
-    except DecodeError as error:
+    except Exception as error:  # noqa: BLE001 - protobuf's own, which is not our dependency
         raise PolicyError(f"{len(onnx_bytes)} bytes that are not an ONNX model") from error
     for tensor in _tensors(model):
         if uses_external_data(tensor):
             raise PolicyError(f"tensor {tensor.name!r} lies in another file (external data)")
 
 
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """All tensors of a model, also those in attributes, subgraphs and functions."""
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """All tensors of a model's protobuf message, also those in subgraphs and functions."""
     if isinstance(message, onnx.TensorProto):
         yield message
         return

@@ -11,18 +11,17 @@ no moment and no target moves. The device decides that; the host waits once, for
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from rl_cluster.agents import sac_losses as losses
-from rl_cluster.agents.adam import ClippedAdam
 from rl_cluster.agents.flat import FlatNetwork, num_parameters
 from rl_cluster.agents.named import check_same
 from rl_cluster.agents.sac_networks import SACShape, State, Trunk, build_actor, build_critic
 from rl_cluster.agents.schedule import scheduled
-from rl_cluster.agents.team import Team
+from rl_cluster.agents.trained import Trained
 from rl_cluster.agents.update import PendingUpdate, Update
 
 OTHERS = ("actor_loss", "alpha", "entropy")
@@ -96,41 +95,6 @@ class Temperature(nn.Module):
         self.log_alpha = nn.Parameter(torch.tensor(initial_alpha).log())
 
 
-class Trained:
-    """A network, its gradient and its optimizer; `name` is its part of the agent."""
-
-    def __init__(
-        self, name: str, network: nn.Module, dtype: torch.dtype, settings: SACSettings
-    ) -> None:
-        self.name = name
-        self.flat: FlatNetwork[Any] = FlatNetwork(network, dtype)
-        self.optimizer = ClippedAdam(
-            self.flat,
-            epsilon=settings.adam_epsilon,
-            max_norm=settings.max_gradient_norm,
-            team=Team(1),
-        )
-        self._gradient = torch.zeros_like(self.flat.vector)
-        self._parts = list(self.flat.named(self._gradient).values())
-
-    def named(self, vector: Tensor) -> dict[str, Tensor]:
-        """Views of a (P,) vector by the names of a checkpoint."""
-        views = self.flat.named(vector)
-        return {_full_name(self.name, name): view for name, view in views.items()}
-
-    def differentiate(self, loss: Tensor) -> Tensor:
-        """Keep the gradient of a loss; return its () norm."""
-        gradients = torch.autograd.grad(loss, list(self.flat.network.parameters()))
-        torch._foreach_copy_(self._parts, list(gradients))
-        norm: Tensor = torch.linalg.vector_norm(self._gradient)
-        return norm
-
-    def step(self, rate: float, verdict: Tensor) -> None:
-        """Go along the gradient that is kept, if the () verdict is finite."""
-        self.optimizer.learning_rate.fill_(rate)
-        self.optimizer.step([self._gradient], verdict)
-
-
 @dataclass(frozen=True)
 class Known:
     """Outputs of the trunks at the rows that an update looks at."""
@@ -158,11 +122,13 @@ class SAC:
         self.settings, self.shape, self._device = settings, shape, device
         dtype = torch.bfloat16 if settings.bfloat16 else torch.float32
         heads = build_actor(shape).heads.to(device)
-        self.actor = Trained("actor", heads, dtype, settings)
+        bounds = {"epsilon": settings.adam_epsilon, "max_norm": settings.max_gradient_norm}
+        self.actor = Trained("actor", heads, dtype, "actor.heads.{}".format, **bounds)
         """The policy's heads; their trunk is the critics'."""
-        self.critic = Trained("critic", build_critic(shape).to(device), dtype, settings)
+        critic = build_critic(shape).to(device)
+        self.critic = Trained("critic", critic, dtype, _critics_name, **bounds)
         temperature = Temperature(settings.initial_alpha).to(device)
-        self.temperature = Trained("log_alpha", temperature, torch.float32, settings)
+        self.temperature = Trained("log_alpha", temperature, torch.float32, str, **bounds)
         target = build_critic(shape).to(device).requires_grad_(False)
         self.target = FlatNetwork(target, dtype)
         self.target.vector.copy_(self.critic.flat.vector)
@@ -377,13 +343,9 @@ class SAC:
         return self.actor, self.critic, self.temperature
 
 
-def _full_name(part: str, name: str) -> str:
+def _critics_name(name: str) -> str:
     """A parameter's name in a checkpoint: the trunk is the policy's, whoever trains it."""
-    if part == "actor":
-        return f"actor.heads.{name}"
-    if part == "critic":
-        return f"actor.{name}" if name.startswith("trunk.") else f"critic.{name}"
-    return name
+    return f"actor.{name}" if name.startswith("trunk.") else f"critic.{name}"
 
 
 def _rows(known: Tensor, rows: Tensor) -> Tensor:

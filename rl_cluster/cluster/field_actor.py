@@ -59,6 +59,7 @@ class FieldActor:
         field = Field(
             self._run_dir / self._task / "nats",
             stream.port,
+            stream.simulator.partition(":")[0],
             stream.simulated_rovers,
             stream.simulated_hz,
             self._seed,

@@ -71,6 +71,18 @@ class RunHandle:
         """Let a task save and leave the run; its files stay."""
         _answer(self._supervisor.remove.remote(task))
 
+    def rollback(self, task: str, version: int | None = None) -> int:
+        """Send a fleet's rovers an earlier policy; None: the one before the newest.
+
+        Returns:
+          The new version that it is sent as.
+
+        Raises:
+          RunUnreachable: the task is no fleet, or there is no such policy; the message says which.
+        """
+        sent: int = _answer(self._supervisor.rollback.remote(task, version))
+        return sent
+
     def checkpoint(self, task: str | None = None) -> dict[str, str | None]:
         """Save a task now, or every one; task to its checkpoint's path, None where it failed."""
         paths: dict[str, str | None] = _answer(self._supervisor.checkpoint.remote(task))

@@ -78,34 +78,35 @@ class ReplayActor:
             replay.capacity_transitions, rollout.block_length, replay.priority_exponent, rng
         )
         self._chunk = rollout.blocks_per_collect * rollout.block_length
-        self._limiter = RateLimiter(
-            replay.samples_per_insert,
-            replay.min_transitions,
-            self._slack(config),
-            holds_inserts=not config.is_fleet,
-        )
+        self._limiter = self._new_limiter()
         self._blocks = Arrivals()
         self._journal = ReplayJournal(journal, config) if journal and replay.journal else None
         self._next_block_id = self._journal.next_block_id if self._journal else 0
         self._restoring: asyncio.Task[None] | None = None
         self._saved_priorities: dict[int, np.ndarray] = {}
         """Of blocks that have not come back yet."""
-        self._restored_blocks = 0
+        self._restored_blocks, self._doubles = 0, 0
         self._notices: list[dict[str, str]] = []
-        self._receipts, self._doubles = Receipts(self.flush), 0
+        self._receipts = Receipts(self.flush)
         self._in_flight = 0
         self._room_changed, self._attached = asyncio.Event(), asyncio.Event()
         self._inserted, self._sampling = asyncio.Event(), asyncio.Lock()
         self._collectors: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, tuple[int, str]] = {}
         self._env_steps_before, self._episodes = 0, 0
-        self._returns: deque[float] = deque(maxlen=RETURNS_KEPT)
-        self._lengths: deque[int] = deque(maxlen=RETURNS_KEPT)
-        self._lags: deque[int] = deque(maxlen=_RECENT)
-        self._ages: deque[int] = deque(maxlen=_RECENT)
+        self._returns = deque[float](maxlen=RETURNS_KEPT)
+        self._lengths = deque[int](maxlen=RETURNS_KEPT)
+        self._lags, self._ages = deque[int](maxlen=_RECENT), deque[int](maxlen=_RECENT)
         self._version, self._updates = 0, 0
         self._epsilon: float | None = None
         self._held_back_s, self._status_s = 0.0, time.monotonic()
+
+    def _new_limiter(self) -> RateLimiter:
+        replay, slack = self._config.replay, self._slack(self._config)
+        outside = self._config.is_fleet
+        return RateLimiter(
+            replay.samples_per_insert, replay.min_transitions, slack, holds_inserts=not outside
+        )
 
     async def attach(self, state: ReplayState | None) -> None:
         """Take the learner's checkpointed replay state and let collection and restoring begin.
@@ -253,7 +254,7 @@ class ReplayActor:
                 infos, report = await refs[0]
                 self._take(infos, refs[1:], report)
                 self._receipts.owe(rollout, [info.message for info in infos if info.message])
-            except (RayError, ValueError) as error:  # ValueError: blocks that do not belong here
+            except Exception as error:  # noqa: BLE001 - task boundary: the supervisor hears of it
                 self._failed[name] = life, cause_of(error)
                 return
             finally:

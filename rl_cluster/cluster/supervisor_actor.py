@@ -104,6 +104,20 @@ class SupervisorActor:
             if self._run.wishes.tier == CUSTOM:
                 self._run.enlarge_store(added.store_bytes)
 
+    def rollback(self, task: str, version: int | None) -> int:
+        """Send a fleet's rovers an earlier policy, as the new version that is returned."""
+        (name,) = self._run.chosen(task)
+        group = self._run.crew.groups[name]
+        if not group.config.is_fleet:
+            raise ValueError(f"{task} is a game: policies are sent to rovers only")
+        if group.evaluator.actor is None:
+            raise ValueError(f"the courier of {task} is being replaced: try again in a few seconds")
+        sent: int = read(group.evaluator.actor.rollback.remote(version), _SAVE_TIMEOUT_S)
+        with self._lock:
+            which = "the policy before" if version is None else f"policy {version}"
+            self._run.keep_wish("policy_rolled_back", task, f"a person asked for {which}: {sent}")
+        return sent
+
     def checkpoint(self, task: str | None) -> dict[str, str | None]:
         """Save a task now, or every one that is at work; task to its checkpoint's path."""
         actors = {t: self._run.crew.groups[t].learner.actor for t in self._run.chosen(task)}

@@ -15,7 +15,6 @@ from pathlib import Path
 from rl_cluster.streams.server import EmbeddedServer
 from rl_cluster.streams.source import StreamNotice
 
-_ROVER = (sys.executable, "-m", "envs.rover.process")
 _BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
 _CLOSE_S = 5.0
 
@@ -35,7 +34,7 @@ class Field:
     Args:
       store: directory of the server's streams; kept over restarts.
       port: that the server listens at on loopback; 0: any.
-      rovers: how many. hz: steps a second of each; 0: as fast as it can. seed: of the first.
+      simulator: module of a rover's program. rovers: how many. hz: steps a second of each; 0: as fast as it can. seed: of the first.
       log: what rovers print is appended there.
       clock: monotonic seconds.
     """
@@ -44,6 +43,7 @@ class Field:
         self,
         store: Path,
         port: int,
+        simulator: str,
         rovers: int,
         hz: float,
         seed: int,
@@ -56,7 +56,7 @@ class Field:
         self._rovers = [
             _Rover(
                 f"sim-{i}",
-                (*_ROVER, "--url", self.url, "--rover-id", f"sim-{i}")
+                (sys.executable, "-m", simulator, "--url", self.url, "--rover-id", f"sim-{i}")
                 + ("--seed", str(seed + i), "--hz", f"{hz:g}"),
             )
             for i in range(rovers)

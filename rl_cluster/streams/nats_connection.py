@@ -56,11 +56,9 @@ class Connection:
         options = self._options()
         self._refused = asyncio.get_running_loop().create_future()
         attempt = asyncio.ensure_future(self.client.connect(**options))
-        await asyncio.wait(
-            {attempt, self._refused},
-            timeout=self._settings.connect_timeout_s,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        either: set[asyncio.Future[Any]] = {attempt, self._refused}
+        timeout_s = self._settings.connect_timeout_s
+        await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not attempt.done() or attempt.exception() is not None:
             await self._give_up(attempt)
         if problem := self._problem():

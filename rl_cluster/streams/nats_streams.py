@@ -7,7 +7,7 @@ differs from what would have been made is told as a notice.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import nats.errors
@@ -66,7 +66,7 @@ async def ensure_consumer(
     name = settings.durable
     with explained(f"consumer {name}", connection):
         try:
-            info = await connection.js.consumer_info(stream, name)
+            info: api.ConsumerInfo = await connection.js.consumer_info(stream, name)
         except NotFoundError:
             info = await connection.js.add_consumer(stream, _consumer(settings))
     config = info.config
@@ -149,7 +149,7 @@ def _consumer_differences(found: api.ConsumerConfig, settings: StreamSettings) -
     return _unequal(pairs)
 
 
-def _unequal(pairs: dict[str, tuple[object, object]]) -> list[str]:
+def _unequal(pairs: Mapping[str, tuple[object, object]]) -> list[str]:
     return [f"{name} {has} (not {want})" for name, (has, want) in pairs.items() if has != want]
 
 

@@ -27,7 +27,8 @@ def fleet_parts(task: TaskSummary) -> list[str]:
     versions = " ".join(
         f"{name} v{_version(rover)}" for name, rover in list(stream["rovers"].items())[:_SHOWN]
     )
-    return [*_health(stream), f"rovers {len(stream['rovers'])}: {versions}"]
+    server = stream["url"] or "no server yet"
+    return [server, *_health(stream), f"rovers {len(stream['rovers'])}: {versions}"]
 
 
 def _lines(name: str, stream: Stream) -> list[str]:
