@@ -20,7 +20,7 @@ from rl_cluster.environments import make_environment
 from rl_cluster.evaluation import Evaluation, GameResults
 from rl_cluster.policy_export import check_policy, export_policy
 from rl_cluster.policy_shelf import PolicyRecord, PolicyShelf
-from rl_cluster.rover_evaluation import Memory, RoverPolicy, drive, random_tracks
+from rl_cluster.rover_evaluation import Drive, Memory, RoverPolicy, drive, random_tracks
 from rl_cluster.rover_learning import sac_shape
 from rl_cluster.supervision.gate import Score, Verdict, judge
 
@@ -59,8 +59,9 @@ class Judge:
             return actions, (hx, cx)
 
         if self._random is None:
-            self._random = self._drive(random_tracks(self._seeds))
-        found, random = self._drive(act), self._random
+            self._random = self._drive(random_tracks(self._seeds)).results
+        driven, random = self._drive(act), self._random
+        found = driven.results
         learner, replay = checkpoint.state["learner"], checkpoint.state["replay"]
         env_steps = int(replay["env_steps"]) if replay else 0
         return Evaluation(
@@ -80,12 +81,16 @@ class Judge:
             human_normalized=None,
             seeds=self._seeds,
             epsilon=0.0,
+            others={
+                "collisions_per_min": driven.collisions_per_min,
+                "ground_m2_per_min": driven.ground_m2_per_min,
+            },
         )
 
-    def _drive(self, policy: RoverPolicy) -> GameResults:
+    def _drive(self, policy: RoverPolicy) -> Drive:
         env = make_environment(self._task.env, num_envs=len(self._seeds), seeds=self._seeds)
         try:
-            return drive(env, policy, on_step=self._on_step).results
+            return drive(env, policy, on_step=self._on_step)
         finally:
             env.close()
 

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,8 @@ class Evaluation:
     human_normalized: float | None
     seeds: list[int]
     epsilon: float
+    others: dict[str, float] = field(default_factory=dict)
+    """What only this kind of task tells, by name."""
 
 
 @dataclass(frozen=True)

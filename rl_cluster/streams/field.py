@@ -34,7 +34,8 @@ class Field:
     Args:
       store: directory of the server's streams; kept over restarts.
       port: that the server listens at on loopback; 0: any.
-      simulator: module of a rover's program. rovers: how many. hz: steps a second of each; 0: as fast as it can. seed: of the first.
+      simulator: module of a rover's program.
+      rovers: how many. hz: steps a second of each; 0: as fast as it can. seed: of the first.
       log: what rovers print is appended there.
       clock: monotonic seconds.
     """
