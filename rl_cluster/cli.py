@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         return _train(arguments, stop)
     commands = {
         "status": _status,
+        "watch": _watch,
         "tier": _steer,
         "pause": _steer,
         "resume": _steer,
@@ -74,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("run", type=Path, metavar="RUN")
     status.add_argument("--json", action="store_true", help="print summary.json's object")
     status.add_argument("--watch", action="store_true", help="go on showing until it ends")
+
+    watch = commands.add_parser("watch", help="show a fleet's rovers on a page, on loopback")
+    watch.add_argument("run", type=Path, metavar="RUN")
+    watch.add_argument("task", nargs="?", metavar="TASK", help="the fleet (the only one)")
+    watch.add_argument("--port", type=int, default=0, metavar="PORT", help="of the page (any)")
 
     _add_levers(commands)
 
@@ -260,6 +266,23 @@ def _status(arguments: argparse.Namespace) -> int:
             display.finish(summary, _stale_note(is_stale(summary, time.time()), arguments.run))
     except (FileNotFoundError, SummaryError) as error:
         return _complain(str(error), FAILED)
+    return DONE
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    try:
+        from rl_cluster.telemetry.watch import WatchServer
+        from rl_cluster.telemetry.watch_files import find_fleet
+
+        server = WatchServer(find_fleet(arguments.run, arguments.task), arguments.port)
+    except ModuleNotFoundError as error:
+        text = f"{error.name} is not installed: pip install 'rl-cluster[rovers]'"
+        return _complain(text, FAILED)
+    except (OSError, OverflowError, ValueError) as error:
+        return _complain(str(error), FAILED)
+    with server:
+        print(f"the fleet is shown at {server.url} until Ctrl-C", flush=True)
+        server.serve_forever()
     return DONE
 
 

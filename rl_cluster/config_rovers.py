@@ -67,7 +67,7 @@ class StreamConfig(Settings):
     judged_in: Literal["simulator", "field"] = "field"
     """simulator: a policy plays `env` before it is sent; field: by the rovers' own evaluation
     episodes, after it was."""
-    gate_margin: NonNegativeFloat = 0.1
+    gate_margin: NonNegativeFloat = 0.2
     """A policy whose mean return is worse than the sent one's by more than this share of it (or
     of 1, where that is smaller) is not sent, or taken back."""
     gate_episodes: PositiveInt = 6

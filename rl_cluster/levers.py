@@ -18,7 +18,7 @@ from rl_cluster.config import ConfigError, RunConfig, TaskConfig
 
 _ONLY = "task"
 
-Worker = Literal["learner", "replay", "rollout", "evaluator"]
+Worker = Literal["learner", "replay", "rollout", "evaluator", "reader", "courier"]
 
 LIVE: Mapping[str, Worker] = MappingProxyType(
     {
@@ -29,6 +29,9 @@ LIVE: Mapping[str, Worker] = MappingProxyType(
         "rollout.epsilon_base": "rollout",
         "evaluation.period_s": "evaluator",
         "checkpoint.period_s": "learner",
+        "stream.silence_s": "reader",
+        "stream.policy_period_s": "courier",
+        "stream.gate_margin": "courier",
     }
 )
 """Setting of a task to the worker that takes it between two steps.

@@ -34,6 +34,9 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "rollout.epsilon_base": st.floats(0, 1),
     "evaluation.period_s": st.floats(0.1, 1e6),
     "checkpoint.period_s": st.floats(0.1, 1e6),
+    "stream.silence_s": st.floats(0.1, 1e6),
+    "stream.policy_period_s": st.floats(0.1, 1e6),
+    "stream.gate_margin": st.floats(0, 10),
 }
 
 

@@ -364,6 +364,8 @@ class ReplayActor:
         block_id, info = back.block_id, back.info
         saved = self._saved_priorities.pop(block_id, None)
         priorities = None if saved is None else saved[: len(info.starts)]
+        if self._index.holds(info.message):  # it came again, before a larger replay took this one
+            return True
         too_old = block_id < self._oldest_block_id  # newer ones came while it was read
         if too_old or not self._index.prepend(block_id, info, priorities):
             return False
