@@ -78,6 +78,11 @@ def _evaluate(config: TaskConfig, checkpoint: Checkpoint, games: int | None) -> 
     settings = config.evaluation
     settings = dataclasses.replace(settings, video=False, games=games or settings.games)
     config = dataclasses.replace(config, evaluation=settings)
+    if config.is_fleet:
+        from rl_cluster.courier import Judge, load_policy  # needs the packages of the extra
+
+        judge = Judge(config, on_step=lambda: None)
+        return asdict(judge.evaluate(load_policy(config, checkpoint), checkpoint, wall_s=0.0))
     env = make_environment(config.env, num_envs=1, threads=1)
     evaluator = Evaluator(config, spec_of(env), progress=lambda: None)
     env.close()

@@ -24,7 +24,7 @@ from rl_cluster.streams.codec import Experience, Metadata, encode_experience
 from rl_cluster.streams.nats_settings import EXPERIENCE
 
 Step = tuple[bytes, float, bool, str, str]
-"""A transition: action, reward, whether it ended an episode, both observations; `` behind an end."""
+"""A transition: action, reward, whether it ended an episode, both observations (but an end's)."""
 _STEPS = 5
 _ANSWER_S = 2.0
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ _RECENT = 4_096  # rows behind the percentiles
 PREFETCHED_BATCHES = 8
 _LONG_POLL_S = 1.0
 _DISK_WAIT_S = 0.05
+_MESSAGES_KNOWN = 100_000  # above all that can come again because an acknowledgement was lost
 
 
 class ReplayActor:
@@ -88,6 +89,8 @@ class ReplayActor:
         self._restored_blocks, self._doubles = 0, 0
         self._notices: list[dict[str, str]] = []
         self._receipts = Receipts(self.flush)
+        self._known_messages: OrderedDict[str, None] = OrderedDict()
+        """Of the blocks that came last, those that left again included."""
         self._in_flight = 0
         self._room_changed, self._attached = asyncio.Event(), asyncio.Event()
         self._inserted, self._sampling = asyncio.Event(), asyncio.Lock()
@@ -312,9 +315,10 @@ class ReplayActor:
         self._epsilon = report.epsilon_mean
 
     def _holds(self, message: str) -> bool:
-        """Whether a block came before, and may still lie in the journal only."""
-        journal = self._journal
-        return self._index.holds(message) or (journal is not None and message in journal.messages)
+        """Whether a block came before; it may lie in the journal only, or have left already."""
+        if self._index.holds(message) or message in self._known_messages:
+            return True
+        return self._journal is not None and message in self._journal.messages
 
     def _insert(self, info: BlockInfo, ref: Ref) -> None:
         block_id = self._next_block_id
@@ -323,6 +327,10 @@ class ReplayActor:
         self._blocks.keep(block_id, ref)
         if evicted is not None:
             self._blocks.let_go(evicted)
+        if info.message:
+            self._known_messages[info.message] = None
+            if len(self._known_messages) > _MESSAGES_KNOWN:
+                self._known_messages.popitem(last=False)
         self._limiter.insert(info.transitions)
         # Versions below 0 acted before anything was published: that is no lag.
         acted = info.policy_versions[info.policy_versions >= 0]

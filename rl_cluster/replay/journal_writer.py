@@ -92,8 +92,10 @@ class JournalWriter:
 
     @property
     def has_room(self) -> bool:
-        """Less than half of what may wait does."""
-        return self._waiting_bytes < self._limit // 2 and not self._journal.paused
+        """Less than half of what may wait does; while the journal pauses, nothing does."""
+        if self._journal.paused:  # it looks for room when it is given a block: let one come
+            return self._waiting_bytes == 0
+        return self._waiting_bytes < self._limit // 2
 
     def discard(self, below: int) -> None:
         """Blocks with smaller ids are not needed any more."""

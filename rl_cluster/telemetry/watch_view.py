@@ -58,6 +58,7 @@ class RoverCard(TypedDict):
     view: str | None
     """Address of the picture of what it saw last, another one for each; None: there is none."""
     view_note: str
+    sent: str
     facts: list[Fact]
 
 
@@ -160,7 +161,7 @@ def _stream_facts(files: FleetFiles) -> list[Fact]:
     rate = f"{number(stream['messages_per_s'])}/s" if stream and files.live else ""
     return [
         _fact("messages", count(intake.get("messages")), rate),
-        _fact("newest", _age(age_s), "since it was published",
+        _fact("newest message", _age(age_s), "since it was published",
               "warn" if files.live and (age_s or 0.0) > QUIET_S else ""),
         _fact("at the server", count(source.get("pending")), "wait to be read"),
         _fact("in flight", count(intake.get("in_flight")), "not stored yet"),
@@ -203,6 +204,7 @@ def _card(rover: Mapping[str, Any], files: FleetFiles) -> RoverCard:
         "seen": seen,
         "view": None if view_s is None else f"rovers/{quote(name, safe='')}.png?{view_s}",
         "view_note": "no view yet" if age_s is None else f"view {_age(age_s)} old",
+        "sent": f"{count(rover.get('messages'))} messages",
         "facts": _rover_facts(rover, files.sent_version),
     }
 
@@ -218,6 +220,8 @@ def _seen(age_s: float | None, files: FleetFiles) -> tuple[Kind, str]:
 def _rover_facts(rover: Mapping[str, Any], sent_version: int | None) -> list[Fact]:
     get, skew_s = rover.get, rover.get("clock_skew_s")
     kind: Kind = "warn" if abs(skew_s or 0.0) >= _SKEW_S else ""
+    refused = get("refused_steps")
+    over_quota = _fault("over quota", refused, "steps not learned from", "warn")
     return [
         _fact("return", score(get("mean_return")), f"{count(get('episodes'))} episodes"),
         _fact("evaluation", score(get("mean_eval_return")),
@@ -225,9 +229,8 @@ def _rover_facts(rover: Mapping[str, Any], sent_version: int | None) -> list[Fac
         _fact("this episode", score(get("episode_return")), f"{count(get('episode_steps'))} steps"),
         _policy_fact(get("policy_version"), sent_version),
         _fact("clock", *_skew(skew_s), kind),
-        _fault("lost messages", get("lost_messages"), f"in {get('gaps')} gaps", "warn"),
-        _fact("messages", count(get("messages")), f"{count(get('steps'))} steps"),
-        _fault("over quota", get("refused_steps"), "steps", "warn"),
+        _fault("lost", get("lost_messages"), f"messages, {get('gaps')} gaps", "warn"),
+        *([over_quota] if refused else []),
     ]  # fmt: skip
 
 
@@ -265,10 +268,10 @@ def _skew(skew_s: float | None) -> tuple[str, str]:
     if skew_s is None:
         return UNKNOWN, "it sends no time"
     size_s = abs(skew_s)
-    return (
-        f"{1000 * size_s:.0f} ms" if size_s < 1 else _age(size_s),
-        "ahead" if skew_s > 0 else "behind",
-    )
+    if size_s < 0.001:
+        return "in step", "with the server's"
+    size = f"{1000 * size_s:.0f} ms" if size_s < 1 else _age(size_s)
+    return size, "ahead" if skew_s > 0 else "behind"
 
 
 def _version(version: int | None) -> str:

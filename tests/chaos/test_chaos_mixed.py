@@ -27,7 +27,7 @@ from chaos.support import DAEMONS, WORKERS, ChaosRun, chaos_run, stale_writes
 pytestmark = pytest.mark.chaos
 
 SEED = 4
-CHAOS_S = count(3600.0, 30.0)
+CHAOS_S = count(60 * float(os.environ.get("RL_CLUSTER_CHAOS_MINUTES", "60")), 30.0)
 PEACE_S = count(300.0, 8.0)
 PAUSE_S = count((10.0, 50.0), (4.0, 8.0))
 GROWTH_S = 60 * float(os.environ.get("RL_CLUSTER_GROWTH_MINUTES", "45"))
