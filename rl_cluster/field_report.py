@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -96,7 +96,7 @@ def save_view(task_dir: Path, rover: str, row: np.ndarray) -> None:
     """Replace ROVER.png: what a rover saw last, obstacles red and seen ground green.
 
     Args:
-      rover: its name; what cannot be in a file's name is replaced.
+      rover: its name.
       row: (ROW,) of a block.
     """
     view = np.clip(row[: math.prod(BEV_SHAPE)].astype(np.float32).reshape(BEV_SHAPE), 0, 1)
@@ -109,5 +109,5 @@ def save_view(task_dir: Path, rover: str, row: np.ndarray) -> None:
 
 
 def file_name(rover: str) -> str:
-    """A rover's name as a file's, without what a stranger could do with one."""
-    return re.sub(r"[^\w-]", "_", rover)[:64] or "_"
+    """A rover's name as a file's: another for each, without what a stranger could do with one."""
+    return quote(rover, safe="")

@@ -61,13 +61,10 @@ def report(task_dir: Path, *rovers: RoverStatus, age_s: float = 0.0, **source: A
     os.utime(written, (NOW_S - age_s, NOW_S - age_s))
 
 
-def summarize(run: Path, **changes: Any) -> None:
-    """What the supervisor wrote; changes of the task, and of the run where it has such a key."""
-    of_run = {key: changes.pop(key) for key in ("updated_at",) if key in changes}
-    run_state = changes.pop("run_state", "running")
-    task = task_summary(**{"stream": STREAM, **changes})
-    games = {"field": task, "Pong": task_summary()}
-    write_summary(run, run_summary(state=run_state, tasks=games, **of_run))
+def summarize(run: Path, run_state: str = "running", **changes: Any) -> None:
+    """What the supervisor wrote at NOW_S, with changes of the fleet's part."""
+    tasks = {"field": task_summary(stream=STREAM, **changes), "Pong": task_summary()}
+    write_summary(run, run_summary(state=run_state, tasks=tasks))
 
 
 @pytest.fixture
@@ -133,6 +130,7 @@ def test_policies_are_shown_with_what_they_earned_and_who_has_them(task_dir: Pat
         ({"policy_version": 1}, "policy", ("v1", "1 behind", "")),
         ({"policy_version": 0}, "policy", ("v0", "2 behind", "warn")),
         ({"clock_skew_s": 86_400.0}, "clock", ("1 d 0 h", "ahead", "warn")),
+        ({"clock_skew_s": 0.0004}, "clock", ("in step", "", "")),
         ({"clock_skew_s": None}, "clock", ("–", "it sends no time", "")),
         ({"lost_messages": 7, "gaps": 2}, "lost", ("7", "messages, 2 gaps", "warn")),
         ({"refused_steps": 64}, "over quota", ("64", "steps not learned from", "warn")),

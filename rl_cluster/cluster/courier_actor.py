@@ -252,9 +252,11 @@ class CourierActor:
         stream, newest = self._config.stream, self._shelf.newest()
         if stream.judged_in != "field" or newest is None:
             return
-        scores = read_scores(self._run_dir / self._task)
+        kept = {record.version: record for record in self._shelf.records()}
+        found = read_scores(self._run_dir / self._task)
+        scores = {version: score for version, score in found.items() if version in kept}
         back = go_back_to(scores, newest.version, stream.gate_margin, stream.gate_episodes)
-        if back is not None:
+        if back is not None and kept[back].sha256 != newest.sha256:
             cause = (
                 f"version {newest.version} returns {scores[newest.version].mean_return:.3g} in "
                 f"the field, version {back} {scores[back].mean_return:.3g}"

@@ -127,6 +127,8 @@ class ReaderActor:
                     self._reporter = asyncio.create_task(self._report())
             if self._intake is None:
                 await asyncio.sleep(_AGAIN_S)
+            elif self._reporter.done():
+                self._reporter.result()  # it ends by an error only, which replay passes on
             return self._intake
 
     def _url(self) -> str | None:

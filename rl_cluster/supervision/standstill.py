@@ -12,7 +12,7 @@ from collections.abc import Collection
 _STOPPED_S = 5.0
 """A stopped process is certain; the time is for one that is stopped and let go on at once."""
 _SILENT_S = 10.0
-"""Of 133 answers on two cores with a load of 15, the 99th percentile took 0.5 s, the longest 1.2."""
+"""Of 133 answers on two cores with a load of 15, 99 % took less than 0.5 s, the longest 1.2."""
 
 
 class Standstill:

@@ -158,7 +158,8 @@ def _stream_facts(files: FleetFiles) -> list[Fact]:
     intake, stream = files.status.get("stream", {}), files.stream
     source, newest_s = intake.get("source", {}), intake.get("newest_published_s")
     age_s = None if newest_s is None else max(0.0, files.now_s - newest_s)
-    rate = f"{number(stream['messages_per_s'])}/s" if stream and files.live else ""
+    speaks = files.live and files.reader_speaks
+    rate = f"{number(stream['messages_per_s'])}/s" if stream and speaks else ""
     return [
         _fact("messages", count(intake.get("messages")), rate),
         _fact("newest message", _age(age_s), "since it was published",
@@ -269,7 +270,7 @@ def _skew(skew_s: float | None) -> tuple[str, str]:
         return UNKNOWN, "it sends no time"
     size_s = abs(skew_s)
     if size_s < 0.001:
-        return "in step", "with the server's"
+        return "in step", ""
     size = f"{1000 * size_s:.0f} ms" if size_s < 1 else _age(size_s)
     return size, "ahead" if skew_s > 0 else "behind"
 

@@ -1,0 +1,102 @@
+"""What the command line understands: its commands and their arguments, and what each is for.
+
+Invariant: nothing heavy is imported here, so that help and wrong usage answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+from pathlib import Path
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Of all commands; each one's name is in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="rl-cluster", description="Continuous actor/learner reinforcement learning on Ray."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train what a configuration names")
+    _add_configuration(train)
+    train.add_argument("--run", type=Path, metavar="DIR", help="run directory (runs/NAME-TIME)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --run")
+    train.add_argument("--detach", action="store_true", help="leave the run alone once started")
+
+    _add_windows(commands)
+    _add_levers(commands)
+
+    fetch = commands.add_parser("fetch", help="bring an uploaded checkpoint into a run directory")
+    fetch.add_argument("url", metavar="URL/RUN/TASK", help="as `checkpoint.upload` has it")
+    fetch.add_argument("run", type=Path, metavar="RUN", help="where it is trained on")
+    fetch.add_argument("task", metavar="TASK")
+    fetch.add_argument("--best", action="store_true", help="the best one, not the newest")
+
+    evaluate = commands.add_parser("evaluate", help="play whole games with a checkpoint")
+    evaluate.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
+    evaluate.add_argument("--episodes", type=int, metavar="N", help="games per task")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+
+    report = commands.add_parser("report", help="write report.html for a run")
+    report.add_argument("run", type=Path, metavar="RUN")
+
+    doctor = commands.add_parser("doctor", help="check this machine, and say what would run")
+    _add_configuration(doctor, optional=True)
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_windows(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    status = commands.add_parser("status", help="show a run, live or past")
+    status.add_argument("run", type=Path, metavar="RUN")
+    status.add_argument("--json", action="store_true", help="print summary.json's object")
+    status.add_argument("--watch", action="store_true", help="go on showing until it ends")
+
+    watch = commands.add_parser("watch", help="show a fleet's rovers on a page, on loopback")
+    watch.add_argument("run", type=Path, metavar="RUN")
+    watch.add_argument("task", nargs="?", metavar="TASK", help="the fleet (the only one)")
+    watch.add_argument("--port", type=int, default=0, metavar="PORT", help="of the page (any)")
+
+
+def _add_levers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    def lever(name: str, text: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=text)
+        parser.add_argument("run", type=Path, metavar="RUN")
+        return parser
+
+    tier = lever("tier", "let a live run take more or less of the machine")
+    tier.add_argument("tier", metavar="light|medium|heavy|auto|custom", help="or one's own")
+    for name, text in (
+        ("pause", "let a live run, or one of its tasks, rest"),
+        ("resume", "let it go on, and try parked tasks again"),
+    ):
+        lever(name, text).add_argument("task", nargs="?", metavar="TASK", help="one (all of them)")
+    change = lever("set", "change live settings, such as learner.learning_rate=5e-5")
+    change.add_argument("settings", nargs="+", metavar="A.B=VALUE")
+    change.add_argument("--task", metavar="TASK", help="of one task (all of them)")
+    add = lever("add", "take a task, such as a game, into a live run")
+    add.add_argument("task", metavar="TASK")
+    add.add_argument("--set", dest="settings", nargs="+", default=[], metavar="A.B=VALUE")
+    lever("remove", "let a task save and leave a live run").add_argument("task", metavar="TASK")
+    rollback = lever("rollback", "send rovers an earlier policy, as a new version")
+    rollback.add_argument("task", metavar="TASK")
+    rollback.add_argument(
+        "version", nargs="?", type=int, metavar="VERSION", help="(the one before)"
+    )
+    lever("stop", "save everything and end a live run")
+    lever("keep", "resume a run that was cut off, and keep it: for the host's start-up")
+    service = lever("install-service", "let systemd do that at every boot")
+    service.add_argument("--user", default=getpass.getuser(), help="who it runs as")
+
+
+def _add_configuration(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", nargs="?" if optional else None)
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="A.B=VALUE",
+        help="override settings, such as max_seconds=60",
+    )
