@@ -32,8 +32,12 @@ run: install  ## train Pong and Breakout for about three minutes
 run-rover: install  ## let three simulated rovers learn for five minutes
 	$(BIN)/rl-cluster train experiments/rover_quickstart.yaml
 
+# Tests of live runs have the machine to themselves; the others share it.
+LIVE := $(wildcard tests/test_run_*.py) tests/chaos
+
 test: lint  ## lint, types and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(LIVE))
+	$(BIN)/python -m pytest $(LIVE)
 
 chaos: install  ## every fault of the fault suite, as often as promised (hours)
 	rm -f chaos-results/latest.jsonl
