@@ -10,23 +10,28 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import nats
 import nats.errors
 import numpy as np
+from nats.js import JetStreamContext
 from nats_server import MIB, NatsServer
 from stream_messages import experience_of
 
 from rl_cluster.replay.block import Block
 from rl_cluster.replay.journal_segments import RestoredBlock, list_segments, newest_first
 from rl_cluster.streams.codec import Experience, Metadata, encode_experience
-from rl_cluster.streams.nats_settings import EXPERIENCE
+from rl_cluster.streams.nats_settings import EXPERIENCE, StreamSettings
 
 Step = tuple[bytes, float, bool, str, str]
 """A transition: action, reward, whether it ended an episode, both observations (but an end's)."""
 _STEPS = 5
 _ANSWER_S = 2.0
+_LOOKS_EVERY = 20
+_MOST_OWED = 300
+"""Messages that the reader may lag behind: a stream drops the oldest above its own limit."""
 
 
 class Sender:
@@ -41,6 +46,7 @@ class Sender:
 
     def __init__(self, server: NatsServer, per_s: float, most: int | None = None) -> None:
         self._server, self._pause_s, self._most = server, 1 / per_s, most
+        self._durable = StreamSettings(server.url).durable
         self.acknowledged = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -63,16 +69,21 @@ class Sender:
             error_cb=_ignore,
         )
         while not self._stop.is_set() and self.acknowledged != self._most:
-            payload, headers = message(self.acknowledged)
-            try:
-                await client.jetstream().publish(
-                    EXPERIENCE.subjects[0], payload, _ANSWER_S, headers=headers
-                )
-            except (nats.errors.Error, OSError):
-                continue
-            self.acknowledged += 1
+            with suppress(nats.errors.Error, OSError):
+                await self._publish(client.jetstream())
             await asyncio.sleep(self._pause_s)
         await client.close()
+
+    async def _publish(self, jetstream: JetStreamContext) -> None:
+        """The next message, unless the reader is too far behind."""
+        if self.acknowledged % _LOOKS_EVERY == 0:
+            reader = await jetstream.consumer_info(EXPERIENCE.name, self._durable)
+            if (reader.num_pending or 0) + (reader.num_ack_pending or 0) > _MOST_OWED:
+                return
+        payload, headers = message(self.acknowledged)
+        subject = EXPERIENCE.subjects[0]
+        await jetstream.publish(subject, payload, _ANSWER_S, headers=headers)
+        self.acknowledged += 1
 
 
 async def _ignore(_: Exception) -> None:

@@ -79,6 +79,12 @@ class Task:
         self.reader = spawn(DyingReader, name, dies_at, "task", self._config, where, self._lives)
         read(self.replay.add_rollout.remote("reader", self._lives, self.reader), TIMEOUT_S)
 
+    def await_reading(self) -> None:
+        """Wait until the reader has reached the server, which has its streams then."""
+        assert self.reader is not None
+        reader = self.reader
+        until(lambda: read(reader.status.remote(), TIMEOUT_S) is not None, "a reader at work")
+
     def kill_replay(self) -> None:
         """As the host does; the reader goes with it, and both come back."""
         self._doubles_before += self.status().doubles

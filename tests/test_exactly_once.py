@@ -7,14 +7,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 from chaos.counts import count
 from chaos.figures import record_figure
+from naive_replay import assert_same_block
 from nats_server import NatsServer
-from numbered_stream import Sender, in_journal, wanted
+from numbered_stream import Sender, experience, in_journal, wanted
+from ray.exceptions import GetTimeoutError
 from reading_task import CONFIG, Task, is_dead, local_cluster, owed, task_of, until
 from small_disk import fill, small_disk
+
+from rl_cluster.cluster import replay_journal
+from rl_cluster.cluster.actors import read
+from rl_cluster.replay.journal import JournalPlace
+from rl_cluster.replay.journal_segments import RestoredBlock, list_segments, newest_first
+from rl_cluster.streams.cutting import cut
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,6 +46,7 @@ def require_exactly_once(task: Task, messages: int) -> None:
     assert (lost.total(), doubled.total(), found.total()) == (0, 0, sent.total())
 
 
+@pytest.mark.timeout(count(3600, 400))
 def test_a_reader_killed_between_journal_and_acknowledgement_neither_loses_nor_doubles(
     server: NatsServer, tmp_path: Path
 ) -> None:
@@ -57,6 +68,7 @@ def test_a_reader_killed_between_journal_and_acknowledgement_neither_loses_nor_d
     record_figure(row, "blocks that came again and were refused", doubles, "blocks")
 
 
+@pytest.mark.timeout(count(3600, 400))
 def test_server_and_replay_killed_under_load_neither_lose_nor_double(
     server: NatsServer, tmp_path: Path
 ) -> None:
@@ -108,6 +120,31 @@ def test_a_full_disk_holds_acknowledgements_back_and_all_arrives_when_there_is_r
             task.await_acknowledged()
             require_notices(task, "journal_resumed")
         require_exactly_once(task, messages)
+
+
+def test_a_block_that_the_object_store_does_not_give_in_time_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is frozen may be replaced, and what it held is then nowhere."""
+    asked = []
+
+    def read_late(ref: Any, timeout_s: float) -> Any:
+        asked.append(ref)
+        if len(asked) < 3:
+            raise GetTimeoutError("the object store does not answer")
+        return read(ref, timeout_s)
+
+    monkeypatch.setattr(replay_journal, "read", read_late)
+    (block, *_) = cut(
+        experience(0), source="r", message="m", position=1, policy_version=0, length=4
+    )
+    place = JournalPlace(tmp_path, block.schema)
+    journal = replay_journal.ReplayJournal(place, CONFIG)
+    journal.offer(0, ray.put(block), 1)
+    assert journal.flush(60.0) and len(asked) == 3
+    (found,) = newest_first(list_segments(tmp_path))
+    assert isinstance(found, RestoredBlock)
+    assert_same_block(found.block, block)
 
 
 def mounted(tmp_path: Path) -> Path:

@@ -66,6 +66,32 @@ def test_where_all_are_kept_a_full_disk_delays_blocks_and_loses_none(tmp_path: P
         made.close(5.0)
 
 
+def test_where_all_are_kept_a_pause_with_nothing_to_write_ends_with_the_next_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal looks for room when it is given a block, so somebody has to be let offer one."""
+    disk_fails = threading.Event()
+    disk_fails.set()
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if disk_fails.is_set():
+            raise OSError(5, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    limits = JournalLimits(1 << 40, 0, 40_000, retry_s=0.1)
+    journal = Journal(JournalPlace(tmp_path, SCHEMA, None), limits)
+    made = JournalWriter(journal, numbered_block, keeps_all=True)
+    offer(made, range(1))
+    assert not made.flush(5.0) and made.status().state == "paused"
+    assert made.has_room
+    disk_fails.clear()
+    offer(made, range(1, 2))
+    assert made.flush(5.0) and made.status().state == "writing"
+    made.close(5.0)
+
+
 def kinds(journal: JournalWriter) -> list[str]:
     return [each.kind for each in journal.take_notices()]
 

@@ -13,7 +13,7 @@ import pytest
 from chaos.counts import count
 from chaos.figures import record_figure
 from nats_server import NatsServer
-from reading_task import CONFIG, TIMEOUT_S, Task, local_cluster, owed, task_of, until
+from reading_task import CONFIG, TIMEOUT_S, Task, local_cluster, task_of, until
 from stream_messages import experience_of
 
 from rl_cluster.cluster.actors import read
@@ -125,7 +125,7 @@ def test_a_flood_leaves_memory_flat_and_the_newest_in_replay(tmp_path: Path) -> 
     twice = batch_of(1000)
     with NatsServer(tmp_path) as server, task_of(server, tmp_path, FLEET) as task:
         task.read_on()
-        until(lambda: task.status().env_steps == 0 and reads(server), "a reader")
+        task.await_reading()
         asyncio.run(publish(server, twice))
         with Flood(server) as flood:
             used = memory_during(task, flood)
@@ -142,10 +142,6 @@ def test_a_flood_leaves_memory_flat_and_the_newest_in_replay(tmp_path: Path) -> 
         record_figure("flood", f"growth of {name}, {MESSAGES} messages", growth / 1e6, "MB")
     record_figure("flood", "samples per insert", status.samples_per_insert, f"of {WANTED:g}")
     record_figure("flood", "published", flood.published, "messages")
-
-
-def reads(server: NatsServer) -> bool:
-    return owed(server) == 0
 
 
 def newest_position(task: Task) -> int:

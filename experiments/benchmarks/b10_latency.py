@@ -24,23 +24,25 @@ GOAL = "goal: p99 below 100 ms"
 def measure(plan: Plan) -> list[Row]:
     """Return a row for each percentile."""
     seconds = QUICK_TURN_S if plan.quick else TURN_S
-    asked = {"sampled": True}
     with (
         Field(plan.scratch / "b10") as field,
-        ServedSide(OURS, "ours/stream_live.py", {**asked, "url": field.url}) as us,
+        ServedSide(OURS, "ours/stream_live.py", {"url": field.url, "sampled": True}) as us,
         field.rovers(ROVERS) as rovers,
     ):
         plan.add_versions("ours", us.versions)
         us.turn(WARM_UP_S)
-        warm = len(us.facts()["seen"])
         window = field.turn(us, seconds, rovers.process)
-        seen = us.facts()["seen"][warm:]
+        facts = us.facts()
         rovers.end()
-        sent = field.sent([position for position, _ in seen])
-    if not seen:
+        sent = field.sent(position for position, _ in facts["seen"])
+    latencies_ms = [
+        1e3 * (seen_s - sent[position])
+        for position, seen_s in facts["seen"]
+        if sent[position] >= facts["since_s"]
+    ]
+    if not latencies_ms:
         raise BenchmarkError(f"no message became learnable within {seconds:.0f} s")
-    latencies_ms = [1e3 * (seen_s - sent[position]) for position, seen_s in seen]
-    setting = f"{ROVERS} rovers at 30 Hz, {len(seen)} messages of 0.13 MB"
+    setting = f"{ROVERS} rovers at 30 Hz, {len(latencies_ms)} messages of 0.13 MB"
     raw = {"us": [{**vars(window), "latencies_ms": latencies_ms}]}
     return [
         Row(

@@ -7,6 +7,7 @@ read, in replay (by transitions), acknowledged to the server; any difference is 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from peers import OURS
@@ -29,14 +30,14 @@ def measure(plan: Plan) -> list[Row]:
         field.rovers(ROVERS) as rovers,
     ):
         plan.add_versions("ours", us.versions)
-        _until(us, ROVERS)  # all have begun
+        _wait(us, lambda counts: counts["messages"] >= ROVERS)
         server_s, rovers_s = field.server_cpu_s(), rovers.cpu_s()
         before = us.facts()["messages"]
         window = field.turn(us, seconds, rovers.process)
         read = us.facts()["messages"] - before
         costs = _costs(field, rovers, window, server_s, rovers_s)
         sent = rovers.end()["acknowledged"]
-        counts = _until(us, sent)
+        counts = _wait(us, lambda c: c["messages"] >= sent and c["in_flight"] == 0)
     _check(sent, counts)
     setting = f"{ROVERS} rovers at 30 Hz for {seconds:.0f} s, journal, {sent} messages in all"
     raw = {"us": [{**vars(window), **counts}]}
@@ -47,14 +48,13 @@ def measure(plan: Plan) -> list[Row]:
     ]
 
 
-def _until(us: ServedSide, messages: int) -> dict[str, Any]:
-    """Wait until so many messages are read and acknowledged; what was counted then."""
+def _wait(us: ServedSide, done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Wait until it is done, but not for ever; what was counted then."""
     end_s = time.monotonic() + _CATCH_UP_S
     while True:
         counts = us.facts()
-        del counts["seen"]
-        settled = counts["in_flight"] == 0 or messages == ROVERS
-        if (counts["messages"] >= messages and settled) or time.monotonic() > end_s:
+        del counts["seen"], counts["since_s"]
+        if done(counts) or time.monotonic() > end_s:
             return counts
         time.sleep(0.5)
 

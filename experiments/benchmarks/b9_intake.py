@@ -20,23 +20,28 @@ from stream_field import TRANSITIONS, Field
 
 ROW = "B9 stream intake"
 UNIT = "messages"
-MESSAGES = {"sparse": 900, "dense": 90}
-QUICK_MESSAGES = {"sparse": 300, "dense": 30}
+MESSAGES = {"sparse": 500, "dense": 60}
+QUICK_MESSAGES = {"sparse": 200, "dense": 20}
 PEERS = {"fetch": "nats-py, fetched only", "naive": "nats-py, one at a time, decoded"}
 WAYS = ("reader and replay, journal", "reader and replay, no journal", "intake alone")
 
 
 class Reading:
-    """A side whose turn reads the field's stream from its start."""
+    """A side whose turn reads the field's stream from its start.
+
+    Args:
+      field: with the stream.
+      side: asked for facts, it makes itself ready for its next turn and tells of the last one.
+      counted: transitions that it must have in replay after each turn; None: it has no replay.
+    """
 
     def __init__(self, field: Field, side: ServedSide, counted: int | None = None) -> None:
         self._field, self._side, self._counted = field, side, counted
+        side.facts()
 
     def turn(self, seconds: float) -> Window:
         """Read; BenchmarkError where our replay does not have exactly what the stream has."""
         self._field.forget_readers()
-        if self._counted is not None:
-            self._side.facts()
         window = self._field.turn(self._side, seconds)
         if self._counted is not None:
             counts = self._side.facts()
@@ -61,7 +66,7 @@ def _rows(plan: Plan, field: Field, kind: str, way: str, nbytes: int) -> list[Ro
     """Rows of one way of ours beside both peers."""
     messages = (QUICK_MESSAGES if plan.quick else MESSAGES)[kind]
     setting = f"{way}, {kind} messages of {nbytes / 1e6:.2f} MB"
-    turn = (1.0, 1) if plan.quick else (2.0, 4)
+    turn = (1.0, 1) if plan.quick else (2.0, 2)
     rows = []
     with ExitStack() as stack:
         us = stack.enter_context(_ours(field, way, messages))

@@ -34,6 +34,10 @@ MODULES = {
     "b5": "b5_weights",
     "b7": "b7_growth",
     "b8": "b8_learning",
+    "b9": "b9_intake",
+    "b10": "b10_latency",
+    "b11": "b11_load",
+    "b12": "b12_sac",
 }
 QUICK = ("b1", "b2", "b3", "b4", "b5")
 PEERS = ("sb3", "torchrl", "cpprb", "tianshou", "rllib", "cleanrl", "reverb")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rl_cluster.agents.sac import SACSettings, Sequences
 from rl_cluster.agents.sac_networks import SACShape
@@ -57,8 +56,3 @@ def _sequences(shape: SACShape, source: torch.Generator) -> Sequences:
         valid=torch.ones(BATCH, 2, dtype=torch.bool),
         weights=torch.ones(BATCH),
     )
-
-
-def first_loss(critic_losses: Tensor) -> float:
-    """The (2,) mean squared errors of both critics, in the form that both sides report."""
-    return float(critic_losses.sum())

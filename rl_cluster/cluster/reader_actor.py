@@ -35,6 +35,8 @@ from rl_cluster.supervision.health import Health
 _POLL_S = 0.5
 _AGAIN_S = 1.0
 _REPORT_S = 1.0
+_VIEWS, _WAITING_VIEWS = 10, 256
+"""Written in one report, since each takes 2 ms; and kept until then, of 64 KB each."""
 _NO_POLICY = -1
 
 
@@ -136,8 +138,10 @@ class ReaderActor:
 
     def _known(self, block: Block) -> Block:
         """A block with the learner's version of its policy, where the rover's is known."""
-        frame = block.observations[-1]
-        self._views[block.source.partition(":")[2]] = frame
+        rover = block.source.partition(":")[2]
+        if rover in self._views or len(self._views) < _WAITING_VIEWS:
+            # A copy, or one row would keep the whole block in memory.
+            self._views[rover] = block.observations[-1].copy()
         wire = int(block.policy_versions[0])
         version = self._policy_versions.get(wire, _NO_POLICY)
         return replace(block, policy_versions=np.full_like(block.policy_versions, version))
@@ -167,9 +171,8 @@ class ReaderActor:
         try:
             shown = vars(status) | {"source": vars(status.source)}
             write_status(self._dir, self._fleet.status(), shown, self._scores)
-            for rover, frame in list(self._views.items()):
-                save_view(self._dir, rover, frame)
-            self._views.clear()
+            for rover in list(self._views)[:_VIEWS]:  # those that wait longest
+                save_view(self._dir, rover, self._views.pop(rover))
         except OSError as error:
             self._say("field_unwritten", str(error), "tried again")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from rl_cluster.cluster.actors import Ref, read
 from rl_cluster.cluster.messages import notice
@@ -52,7 +52,8 @@ class ReplayJournal:
         self.messages = frozenset(journal.messages()) if config.is_fleet else frozenset()
         """What the blocks of earlier sessions were cut from."""
         self._refused: list[str] = []
-        self._writer = JournalWriter(journal, _block_of, keeps_all=config.is_fleet)
+        fetch = _block_at_last if config.is_fleet else _block_of
+        self._writer = JournalWriter(journal, fetch, keeps_all=config.is_fleet)
 
     def offer(self, block_id: int, ref: Ref, nbytes: int) -> None:
         """Write a block soon."""
@@ -139,3 +140,16 @@ def _block_of(ref: Ref) -> Block | None:
     except RayError:
         return None
     return block
+
+
+def _block_at_last(ref: Ref) -> Block | None:
+    """The same, however long the object store does not answer: what is passed over would be
+    acknowledged, and lost with the store."""
+    while True:
+        try:
+            block: Block = read(ref, _READ_TIMEOUT_S)
+        except GetTimeoutError:
+            continue
+        except RayError:
+            return None
+        return block

@@ -76,7 +76,8 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> Clu
 
 def has_room() -> bool:
     """Whether Ray's own files have room on this host."""
-    return takes_a_file(Path(get_default_system_temp_dir()))
+    parent_of_sessions: Any = get_default_system_temp_dir
+    return takes_a_file(Path(parent_of_sessions()))
 
 
 def join(cluster: ClusterAddress, run_dir: Path | None = None) -> None:

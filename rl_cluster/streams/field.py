@@ -1,7 +1,7 @@
 """A field on one machine: a server of one's own and simulated rovers, as processes of their own.
 
 Invariant: what dies is started again, at the same address, so that rovers from elsewhere find it;
-nothing of it outlives `close`.
+nothing of it outlives `close`, and what outlives a field that was killed is ended by the next one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rl_cluster.streams.server import EmbeddedServer
+from rl_cluster.streams.server import EmbeddedServer, end_orphans
 from rl_cluster.streams.source import StreamNotice
 
 _BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
@@ -62,6 +62,8 @@ class Field:
             )
             for i in range(rovers)
         ]
+        for rover in self._rovers:
+            end_orphans(list(rover.command))
         self.look()
 
     @property

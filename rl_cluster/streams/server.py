@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class EmbeddedServer:
         self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.stop()
         command = [str(server_binary()), "-c", str(self._config)]
-        _end_orphan(command)
+        end_orphans(command)
         self._port = self._wanted_port or _free_port(self._port or _read_port(self._dir / "port"))
         _write_private(self._dir / "port", str(self._port))
         name = f"rl-cluster-{os.getpid()}-{time.monotonic_ns()}"
@@ -141,12 +142,13 @@ def _read_port(path: Path) -> int:
         return 0
 
 
-def _end_orphan(command: list[str]) -> None:
-    """Kill the server that an earlier owner of the same store left behind."""
+def end_orphans(command: list[str]) -> None:
+    """Kill what an owner that was killed left behind: processes of the very same command line."""
     for process in psutil.process_iter(["cmdline"]):
         if process.info["cmdline"] == command:
-            process.kill()
-            process.wait(_STOP_TIMEOUT_S)
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+                process.wait(_STOP_TIMEOUT_S)
 
 
 def _free_port(wanted: int) -> int:

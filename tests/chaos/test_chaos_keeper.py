@@ -131,6 +131,7 @@ def _lose_the_cluster(run: ChaosRun) -> None:
     run.until(lambda: any(p != old for p in run.role("gcs_server")), 120, "another control store")
 
 
+@only_in_full("tests/test_spacing.py has the rule")
 @pytest.mark.timeout(600)
 def test_whoever_asks_for_new_clusters_again_and_again_gets_few(tmp_path: Path) -> None:
     with chaos_run(tmp_path) as run:
@@ -154,7 +155,7 @@ def test_whoever_asks_for_new_clusters_again_and_again_gets_few(tmp_path: Path) 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("role", ["gcs_server", "raylet"])
+@pytest.mark.parametrize("role", count(["gcs_server", "raylet"], ["raylet"]))
 def test_nothing_of_the_old_cluster_lives_beside_the_new_one(tmp_path: Path, role: str) -> None:
     """Ray's agents least of all, whose own title lies where the run's mark was."""
     with chaos_run(tmp_path) as run:

@@ -31,9 +31,11 @@ class Live:
         self._pair = Pair(asked["url"], journal=True)
         self._pair.start()
         self._known, self._seen = -1, list[tuple[int, float]]()
+        self._since_s = 0.0
 
     def work_for(self, seconds: float) -> float:
         """Watch for so long; return the blocks that became learnable."""
+        self._since_s = time.time()
         end_s, before = time.monotonic() + seconds, len(self._seen)
         if not self._sampled:
             time.sleep(seconds)
@@ -51,8 +53,9 @@ class Live:
             self._known = arrival
 
     def facts(self) -> dict[str, Any]:
-        """What the pair counts, and position and unix seconds of the blocks seen in turns."""
-        return {**self._pair.counts(), "seen": self._seen}
+        """What the pair counts; position and unix seconds of the blocks seen in turns; and when the
+        last turn began: what was sent earlier may have waited for it."""
+        return {**self._pair.counts(), "seen": self._seen, "since_s": self._since_s}
 
 
 if __name__ == "__main__":
