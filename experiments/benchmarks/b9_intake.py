@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from peers import OURS
 from plan import Plan
-from results import Row, compare, pairs
+from results import Row, compare, missing, pairs
 from sides import BenchmarkError, ServedSide, Window
 from stream_field import TRANSITIONS, Field
 
@@ -58,7 +58,10 @@ def measure(plan: Plan) -> list[Row]:
         for kind, count in counts.items():
             nbytes = field.fill(kind, count)
             for way in WAYS:
-                rows += _rows(plan, field, kind, way, nbytes // count)
+                try:
+                    rows += _rows(plan, field, kind, way, nbytes // count)
+                except BenchmarkError as why:
+                    rows.append(missing(ROW, f"{way}, {kind} messages", UNIT, "", str(why)))
     return rows
 
 

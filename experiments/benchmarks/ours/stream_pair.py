@@ -52,7 +52,10 @@ class Pair:
 
     def __init__(self, url: str, journal: bool) -> None:
         life, config = next(_LIVES), task(url, journal)
-        self._dir = tempfile.TemporaryDirectory(prefix="stream-pair-")
+        self._dir = tempfile.TemporaryDirectory(
+            prefix="stream-pair-",
+            ignore_cleanup_errors=True,  # a reader that is being killed may still write
+        )
         run_dir = Path(self._dir.name)
         place = JournalPlace(run_dir / "replay", schema_of((ROW,), np.dtype(np.float16)))
         self.replay: Any = spawn(ReplayActor, f"replay-{life}", TASK, config, 0, place)
