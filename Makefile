@@ -41,7 +41,8 @@ test: lint  ## lint, types and all tests
 
 chaos: install  ## every fault of the fault suite, as often as promised (hours)
 	rm -f chaos-results/latest.jsonl
-	RL_CLUSTER_CHAOS=full $(BIN)/python -m pytest tests/chaos tests/test_stream_fuzz.py tests/test_exactly_once.py -s
+	RL_CLUSTER_CHAOS=full $(BIN)/python -m pytest tests/chaos tests/test_stream_fuzz.py tests/test_exactly_once.py \
+		tests/test_stream_flood.py tests/test_run_rovers.py -s
 
 bench: install  ## every benchmark beside our peers (hours; CLEANRL=checkout of its repository)
 	$(BIN)/python experiments/benchmarks/bench.py $(if $(CLEANRL),--cleanrl $(CLEANRL))

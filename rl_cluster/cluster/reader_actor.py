@@ -68,6 +68,8 @@ class ReaderActor:
         self._policy_versions: dict[int, int] = {}
         self._views: dict[str, np.ndarray] = {}
         self._silent_since_s: float | None = None
+        self._expired = 0
+        """Messages that were said to be lost."""
 
     async def health(self) -> Health:
         """Say how the work goes on."""
@@ -151,6 +153,7 @@ class ReaderActor:
         while True:
             self._take_episodes(self._fleet.take_finished())
             self._look_for_silence()
+            self._look_for_losses()
             self._notices += [
                 notice(said.kind, said.cause, said.action) for said in self._source.take_notices()
             ]
@@ -193,6 +196,16 @@ class ReaderActor:
             lasted_s = time.monotonic() - self._silent_since_s
             self._silent_since_s = None
             self._say("stream_again", f"messages come after {lasted_s:.0f} s", "training goes on")
+
+    def _look_for_losses(self) -> None:
+        assert self._intake is not None
+        expired = self._intake.status().source.expired
+        if expired > self._expired:
+            cause = (
+                f"the stream's limits removed {expired - self._expired} messages before their turn"
+            )
+            self._say("stream_expired", cause, "training goes on; raise the stream's limits")
+            self._expired = expired
 
     def _say(self, kind: str, cause: str, action: str) -> None:
         self._notices.append(notice(kind, cause, action))
