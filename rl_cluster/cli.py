@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,12 +33,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     arguments = make_parser().parse_args(argv)
     stop = StopFlag()
-    if arguments.command == "train":
+    until_stopped = {"train": _train, "watch": _watch}
+    if arguments.command in until_stopped:
         stop.install()
-        return _train(arguments, stop)
+        return until_stopped[arguments.command](arguments, stop)
     commands = {
         "status": _status,
-        "watch": _watch,
         "tier": _steer,
         "pause": _steer,
         "resume": _steer,
@@ -181,7 +182,7 @@ def _status(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _watch(arguments: argparse.Namespace) -> int:
+def _watch(arguments: argparse.Namespace, stop: StopFlag) -> int:
     try:
         from rl_cluster.telemetry.watch import WatchServer
         from rl_cluster.telemetry.watch_files import find_fleet
@@ -194,8 +195,11 @@ def _watch(arguments: argparse.Namespace) -> int:
         return _complain(str(error), FAILED)
     with server:
         print(f"the fleet is shown at {server.url} until Ctrl-C", flush=True)
-        server.serve_forever()
-    return DONE
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        while not stop.wait(1.0):
+            continue
+        server.shutdown()
+    return INTERRUPTED
 
 
 def _stale_note(stale: bool, run: Path) -> list[str]:

@@ -105,7 +105,9 @@ def test_a_frozen_tree_does_nothing_until_it_is_thawed(script: str) -> None:
     with side(script, units=1) as counting:
         tree = Tree(counting.tree.processes()[0].pid)
         tree.signal(signal.SIGSTOP)
-        assert all(process.status() == "stopped" for process in tree.processes())
+        deadline_s = time.monotonic() + 10
+        while not all(process.status() == "stopped" for process in tree.processes()):
+            assert time.monotonic() < deadline_s
         tree.signal(signal.SIGCONT)
         assert counting.turn(0.05).amount > 0
 

@@ -112,6 +112,8 @@ def _supervisor_here(plan: RunPlan) -> Actor:
         name=names.SUPERVISOR,
         num_cpus=0,
         resources={here: 0.001},
+        # Where this host has several nodes: not that one again under which it has just died.
+        scheduling_strategy="SPREAD",
         lifetime="detached",
         max_restarts=-1,
         get_if_exists=True,

@@ -149,13 +149,13 @@ def processes_of(run_dir: Path, cluster: ClusterAddress | None = None) -> set[ps
     title that a process gives itself, as Ray's agents do, may lie where its mark was, and a raylet
     that died has no descendants.
     """
-    groups = set() if cluster is None else {d.pid for d in cluster.daemons if _leads_or_led(d)}
+    leaders = {} if cluster is None else {daemon.pid: daemon for daemon in cluster.daemons}
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
             if process.environ().get(RUN_MARK) == str(run_dir):
                 found.update([process, *process.children(recursive=True)])
-            elif os.getpgid(process.pid) in groups:
+            elif (leader := leaders.get(os.getpgid(process.pid))) and _leads_or_led(leader):
                 found.add(process)
         except (psutil.Error, ProcessLookupError):
             continue
