@@ -20,7 +20,7 @@ from rl_cluster.agents import losses
 from rl_cluster.agents.adam import ClippedAdam
 from rl_cluster.agents.captured import Captured
 from rl_cluster.agents.flat import FlatNetwork
-from rl_cluster.agents.named import check_same
+from rl_cluster.agents.named import check_same, copy_into
 from rl_cluster.agents.networks import QNetwork
 from rl_cluster.agents.schedule import scheduled
 from rl_cluster.agents.team import Team
@@ -239,10 +239,8 @@ class DQN:
         own_model, own_optimizer = self.model_tensors(), self.optimizer_tensors()
         check_same(own_model, model, "model")
         check_same(own_optimizer, optimizer, "optimizer")
-        for name, tensor in own_model.items():
-            tensor.copy_(model[name])
-        for name, tensor in own_optimizer.items():
-            tensor.copy_(optimizer[name])
+        copy_into(own_model, model)
+        copy_into(own_optimizer, optimizer)
         self.optimizer.steps = optimizer["step"]
         self.online.refresh()
         self.target.refresh()

@@ -20,3 +20,9 @@ def check_same(own: dict[str, Tensor], other: dict[str, Tensor], what: str) -> N
             f"{given.get(name, 'nothing')}, expected {shapes.get(name, 'nothing')}. "
             "Resume with the configuration that it was made with"
         )
+
+
+def copy_into(own: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """Copy the values of tensors of the same names, in place."""
+    for name, tensor in own.items():
+        tensor.copy_(other[name])

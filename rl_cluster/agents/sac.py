@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rl_cluster.agents import sac_losses as losses
 from rl_cluster.agents.flat import FlatNetwork, num_parameters
-from rl_cluster.agents.named import check_same
+from rl_cluster.agents.named import check_same, copy_into
 from rl_cluster.agents.sac_networks import SACShape, State, Trunk, build_actor, build_critic
 from rl_cluster.agents.schedule import scheduled
 from rl_cluster.agents.trained import Trained
@@ -331,10 +331,8 @@ class SAC:
         own_model, own_optimizer = self.model_tensors(), self.optimizer_tensors()
         check_same(own_model, model, "model")
         check_same(own_optimizer, optimizer, "optimizer")
-        for name, tensor in own_model.items():
-            tensor.copy_(model[name])
-        for name, tensor in own_optimizer.items():
-            tensor.copy_(optimizer[name])
+        copy_into(own_model, model)
+        copy_into(own_optimizer, optimizer)
         for trained in self._all():
             trained.flat.refresh()
         self.target.refresh()
