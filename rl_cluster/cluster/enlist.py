@@ -17,12 +17,13 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util import get_node_ip_address, list_named_actors
+from ray.util import list_named_actors
 
 from rl_cluster.algorithm import checkpoint_schema
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
 from rl_cluster.cluster import names, runtime
 from rl_cluster.cluster.actors import Actor, cause_of, read
+from rl_cluster.cluster.placement import at_home, home_resource
 from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.supervisor_actor import SupervisorActor
 from rl_cluster.config import ConfigError
@@ -90,18 +91,15 @@ def enlist(run_dir: Path) -> int:
 def _supervisor_here(plan: RunPlan) -> Actor:
     """The supervisor, made where there is none yet: on this host and no other.
 
-    The keeper is here, and the two speak through the files of the run. What ties it is the resource
-    that Ray gives a host's nodes for their address, not a node's id: a node that died comes back
-    under another id, and Ray gives an actor up whose node's id is gone, but waits for a resource.
-    Meanwhile workers on other hosts train on; where it takes longer than a supervisor may be
-    silent, the keeper makes the run anew, which fails, and says why, as long as there is no node.
+    The keeper is here, and the two speak through the files of the run. While this host's node is
+    away nothing is learned; where that takes longer than a supervisor may be silent, the keeper
+    makes the run anew, which fails, and says why, as long as there is no node.
 
     Raises:
       NoNodeHere: the cluster has none here.
     """
-    own_address: Any = get_node_ip_address
     resources: Any = ray.cluster_resources
-    here = f"node:{own_address()}"
+    here = home_resource()
     if here not in resources():
         raise NoNodeHere(
             f"the supervisor has to be on the host of its keeper, and the cluster at "
@@ -111,7 +109,7 @@ def _supervisor_here(plan: RunPlan) -> Actor:
     actor: Actor = remote.options(
         name=names.SUPERVISOR,
         num_cpus=0,
-        resources={here: 0.001},
+        **at_home(),
         # Where this host has several nodes: not that one again under which it has just died.
         scheduling_strategy="SPREAD",
         lifetime="detached",

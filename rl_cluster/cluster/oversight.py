@@ -346,6 +346,7 @@ class Oversight:
             run.tracker_ids[task],
             min(1.0, gpus / len(run.config.tasks)) if gpus else 0.0,
             self._deadlines,
+            run.config.cluster,
         )
         config = at_load(self.requested(task), self.load.state)
         return TaskGroup(task_plan, config, self.crew.weights)
