@@ -74,7 +74,9 @@ def enlist(run_dir: Path) -> int:
         config = with_added(load(run_dir / "config.yaml"), wishes.get("added", {}))
         prepared = prepare(config)
         plan = _plan(prepared, RunDirectory(run_dir))
-        _join_cluster(run_dir)
+        cluster = _join_cluster(run_dir)
+        if not cluster.daemons:
+            _check_store(prepared.admission.object_store_bytes)
         read(_supervisor_here(plan).health.remote(), _CLUSTER_TIMEOUT_S)
     except (AdmissionError, CheckpointError, ConfigError) as error:
         control.write("enlist", {"error": cause_of(error)})
@@ -120,8 +122,29 @@ def _supervisor_here(plan: RunPlan) -> Actor:
     return actor
 
 
-def _join_cluster(run_dir: Path) -> None:
-    """Wait for the keeper's cluster, and for its node to be known there.
+def _check_store(needed_bytes: int) -> None:
+    """Refuse a cluster of others whose store, on this host, would overflow to disk or fail.
+
+    Raises:
+      AdmissionError: names both sizes.
+    """
+    here = home_resource()
+    nodes: list[dict[str, Any]] = ray.nodes()
+    stores = [
+        int(node["Resources"].get("object_store_memory", 0))
+        for node in nodes
+        if node["Alive"] and here in node["Resources"]
+    ]
+    if max(stores, default=0) < needed_bytes:
+        raise AdmissionError(
+            f"the run needs {needed_bytes / 1e9:.2f} GB of object store on the host of its keeper, "
+            f"and the cluster's has {max(stores, default=0) / 1e9:.2f} GB there: start that node with "
+            f"--object-store-memory={needed_bytes}, or lower replay.capacity_transitions"
+        )
+
+
+def _join_cluster(run_dir: Path) -> ClusterAddress:
+    """Wait for the keeper's cluster, and for its node to be known there; return where it is.
 
     Raises:
       TimeoutError: it is not there, or has no node on this host.
@@ -141,7 +164,9 @@ def _join_cluster(run_dir: Path) -> None:
         time.sleep(0.05)
     if not cluster.daemons:  # where `auto` led to
         address = runtime.gcs_address()
-        RunDirectory(run_dir).write_address(ClusterAddress(address, cluster.namespace, ()))
+        cluster = ClusterAddress(address, cluster.namespace, ())
+        RunDirectory(run_dir).write_address(cluster)
+    return cluster
 
 
 def _plan(prepared: PreparedRun, directory: RunDirectory) -> RunPlan:
