@@ -23,7 +23,7 @@ from rl_cluster.algorithm import checkpoint_schema
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
 from rl_cluster.cluster import names, runtime
 from rl_cluster.cluster.actors import Actor, cause_of, read
-from rl_cluster.cluster.placement import at_home, home_resource
+from rl_cluster.cluster.placement import at_home, home_resource, live_nodes
 from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.supervisor_actor import SupervisorActor
 from rl_cluster.config import ConfigError
@@ -129,16 +129,15 @@ def _check_store(needed_bytes: int) -> None:
       AdmissionError: names both sizes.
     """
     here = home_resource()
-    nodes: list[dict[str, Any]] = ray.nodes()
     stores = [
         int(node["Resources"].get("object_store_memory", 0))
-        for node in nodes
-        if node["Alive"] and here in node["Resources"]
+        for node in live_nodes()
+        if here in node["Resources"]
     ]
     if max(stores, default=0) < needed_bytes:
         raise AdmissionError(
-            f"the run needs {needed_bytes / 1e9:.2f} GB of object store on the host of its keeper, "
-            f"and the cluster's has {max(stores, default=0) / 1e9:.2f} GB there: start that node with "
+            f"the run needs {needed_bytes / 1e9:.2f} GB of object store on its keeper's host, and "
+            f"the cluster has {max(stores, default=0) / 1e9:.2f} GB there: start that node with "
             f"--object-store-memory={needed_bytes}, or lower replay.capacity_transitions"
         )
 

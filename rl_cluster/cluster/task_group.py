@@ -23,12 +23,12 @@ from rl_cluster.cluster.evaluator_actor import EvaluatorActor
 from rl_cluster.cluster.field_actor import FieldActor, FieldStatus
 from rl_cluster.cluster.learner_actor import LearnerActor
 from rl_cluster.cluster.messages import EvaluatorStatus, LearnerStatus, ReplayStatus
-from rl_cluster.cluster.placement import anywhere, at_home
+from rl_cluster.cluster.placement import RolloutPlaces, at_home
 from rl_cluster.cluster.reader_actor import ReaderActor, ReaderStatus
 from rl_cluster.cluster.replay_actor import ReplayActor
 from rl_cluster.cluster.rollout_actor import RolloutActor
 from rl_cluster.cluster.worker import Worker
-from rl_cluster.config import ClusterConfig, TaskConfig
+from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.fence import Fence, advance
 from rl_cluster.replay.block import schema_of
@@ -53,7 +53,7 @@ class TaskPlan:
     tracker_id: str
     gpu_share: float
     deadlines: Deadlines
-    cluster: ClusterConfig
+    rollout_places: RolloutPlaces
 
 
 class TaskGroup:
@@ -300,7 +300,7 @@ class TaskGroup:
             self._weights,
             fence.epoch,
             max_concurrency=2,
-            placement=anywhere(self.plan.cluster),
+            placement=self.plan.rollout_places.options(worker.name),
         )
 
     def _start_evaluator(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:
