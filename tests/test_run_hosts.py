@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ class User:
     def __init__(self, net: Network, head: Host, worker: Host) -> None:
         self.head, self.worker = head, worker
         self.checkout, self._home = net.path / "checkout", net.path / "user"
+        self._port = free_port()
         self._home.mkdir()
         self.checkout.mkdir()
         for name in ("dist", "experiments"):
@@ -67,6 +69,9 @@ class User:
         return self._popen(command)
 
     def _popen(self, command: str) -> subprocess.Popen[str]:
+        # Somebody's dashboard may be on the usual port here.
+        command = command.replace("localhost:8265", f"localhost:{self._port}")
+        command = command.replace("ray dashboard", f"ray dashboard --port {self._port}")
         return subprocess.Popen(
             ["bash", "-c", command], cwd=self.checkout, env=self._environment, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -208,6 +213,13 @@ def nothing_is_left(user: User) -> None:
     look = "pgrep -fa '[r]aylet|[g]cs_server|[r]l_cluster' || echo none"
     for host in (user.head, user.worker):
         retry(lambda host=host: check("none", host.run(look).stdout))  # type: ignore[misc]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def check(wanted: str, said: str) -> None:
