@@ -1,8 +1,8 @@
 """How groups of runs compare: interquartile mean, stratified bootstrap, probability of improvement.
 
 Definitions of Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
-Precipice" (NeurIPS 34), as its library rliable has them. Scores are one array (runs,) per task; tasks
-may have different numbers of runs. Invariant: the same scores and seed give the same figures.
+Precipice" (NeurIPS 34), as its library rliable has them. Scores are one array (runs,) per task;
+tasks may have different numbers of runs. Invariant: the same scores and seed give the same figures.
 """
 
 from __future__ import annotations
