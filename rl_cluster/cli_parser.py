@@ -40,6 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html for a run")
     report.add_argument("run", type=Path, metavar="RUN")
 
+    _add_experiments(commands)
+
     doctor = commands.add_parser("doctor", help="check this machine, and say what would run")
     _add_configuration(doctor, optional=True)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -87,6 +89,18 @@ def _add_levers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     lever("keep", "resume a run that was cut off, and keep it: for the host's start-up")
     service = lever("install-service", "let systemd do that at every boot")
     service.add_argument("--user", default=getpass.getuser(), help="who it runs as")
+
+
+def _add_experiments(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sweep = commands.add_parser("sweep", help="train with several seeds, one after the other")
+    _add_configuration(sweep)
+    sweep.add_argument("--seeds", type=int, nargs="+", required=True, metavar="SEED")
+    sweep.add_argument("--sweep", type=Path, metavar="DIR", help="its directory (runs/NAME-sweep)")
+
+    compare = commands.add_parser("compare", help="put groups of runs beside each other")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN|SWEEP")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="write page, CSV and JSON there")
+    compare.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_configuration(parser: argparse.ArgumentParser, optional: bool = False) -> None:

@@ -97,6 +97,26 @@ def bootstrap_interval(
     return Interval(float(low), float(high))
 
 
+def bootstrap_band(curves: np.ndarray, *, seed: int = 0) -> np.ndarray | None:
+    """The 95 % interval of the mean of some curves, at each of their points.
+
+    As `bootstrap_interval` of one task: a run is drawn with all of its curve.
+
+    Args:
+      curves: (runs, points) float64.
+
+    Returns:
+      (2, points) float64, low and high; None for one run.
+    """
+    runs = len(curves)
+    if runs < 2:
+        return None
+    drawn = np.random.default_rng(seed).integers(runs, size=(RESAMPLES, runs))
+    # How often a resample has each run, times the curves: no copy of them for each resample.
+    shares = np.stack([(drawn == run).mean(axis=1) for run in range(runs)], axis=1)
+    return np.asarray(np.quantile(shares @ curves, [0.025, 0.975], axis=0))
+
+
 def _wins(x: np.ndarray, y: np.ndarray) -> float:
     above, level = x[:, None] > y[None, :], x[:, None] == y[None, :]
     return float(above.mean() + level.mean() / 2)
