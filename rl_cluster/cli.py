@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         "train": _train,
         "watch": _watch,
         "sweep": cli_experiments.sweep,
+        "forecast": cli_experiments.forecast,
     }
     if arguments.command in until_stopped:
         stop.install()

@@ -15,6 +15,7 @@ from rl_cluster.signals import StopFlag
 
 if TYPE_CHECKING:
     from rl_cluster.cluster.sweep import Outcome, Sweep
+    from rl_cluster.forecast import Forecast
 
 
 def sweep(arguments: argparse.Namespace, stop: StopFlag) -> int:
@@ -93,3 +94,76 @@ def compare(arguments: argparse.Namespace) -> int:
     for note in [*comparison.notes, *([f"page: {page}"] if page else [])]:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     return DONE
+
+
+def forecast(arguments: argparse.Namespace, stop: StopFlag) -> int:
+    """Measure for a while, and say what training to the end takes."""
+    from rl_cluster.cluster.training import Interrupted, RunFailed
+    from rl_cluster.config import ConfigError
+    from rl_cluster.forecast import ForecastError
+    from rl_cluster.supervision.admission import AdmissionError
+
+    try:
+        found = _measured(arguments, stop)
+    except Interrupted:
+        return INTERRUPTED
+    except ConfigError as error:
+        return complain(str(error), WRONG_USAGE)
+    except (AdmissionError, ForecastError, RunFailed, OSError) as error:
+        return complain(str(error), FAILED)
+    if arguments.json:
+        print(json.dumps(found.to_record()))
+    else:
+        _print_forecast(found)
+    return DONE
+
+
+def _measured(arguments: argparse.Namespace, stop: StopFlag) -> Forecast:
+    from rl_cluster.cli_display import showing
+    from rl_cluster.cluster.trial import measure
+    from rl_cluster.config_file import load
+    from rl_cluster.forecast import Forecast, as_trial, assumptions, check_wanted, foretell
+    from rl_cluster.machine import detect
+    from rl_cluster.telemetry.display import Display
+
+    config = load(arguments.config, arguments.overrides)
+    check_wanted(config, arguments.env_frames)
+    wanted = arguments.tiers or [config.load.tier]
+    trials = {tier: as_trial(config, tier, arguments.seconds) for tier in wanted}
+    tiers = []
+    for tier, trial in trials.items():
+        with Display() as display:
+            show = (lambda _: None) if arguments.json else showing(display)
+            rates = measure(trial, stop, show)
+        tiers.append(foretell(config, tier, rates, arguments.env_frames, arguments.hourly))
+    return Forecast(
+        detect().words,
+        arguments.seconds,
+        arguments.hourly,
+        tiers,
+        assumptions(tiers, arguments.hourly),
+    )
+
+
+def _print_forecast(found: Forecast) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rl_cluster.telemetry.formatting import UNKNOWN, count, number
+
+    def money(cost: float | None) -> str:
+        return UNKNOWN if cost is None else f"{cost:,.2f}"
+
+    console = Console(width=None if Console().is_terminal else 100)
+    for tier in found.tiers:
+        title = f"tier {tier.tier}, {tier.games_at_once} at once, on {found.machine}"
+        table = Table("game", "env frames/s", "env steps", "hours", "cost", title=title)
+        for game in tier.games:
+            rate = count(game.env_frames_per_s) + ("" if game.measured else " (not measured)")
+            steps = count(game.env_steps)
+            table.add_row(game.task, rate, steps, number(game.hours), money(game.cost))
+        table.add_section()
+        table.add_row("all", "", "", number(tier.hours), money(tier.cost))
+        console.print(table)
+    for assumption in found.assumptions:
+        console.print(f"assumed: {assumption}", markup=False, highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import math
 from pathlib import Path
 
 
@@ -101,6 +102,25 @@ def _add_experiments(commands: argparse._SubParsersAction[argparse.ArgumentParse
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN|SWEEP")
     compare.add_argument("--out", type=Path, metavar="DIR", help="write page, CSV and JSON there")
     compare.add_argument("--json", action="store_true", help="print one JSON object")
+
+    forecast = commands.add_parser("forecast", help="measure here; hours and money to the end")
+    _add_configuration(forecast)
+    forecast.add_argument("--seconds", type=_positive, default=60.0, help="to measure for (60)")
+    forecast.add_argument("--hourly", type=_positive, metavar="PRICE", help="of this machine")
+    forecast.add_argument(
+        "--env-frames", type=_positive, metavar="N", help="of each game (max_env_steps)"
+    )
+    forecast.add_argument(
+        "--tiers", nargs="+", metavar="TIER", help="each measured by itself (load.tier)"
+    )
+    forecast.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
 
 
 def _add_configuration(parser: argparse.ArgumentParser, optional: bool = False) -> None:
