@@ -268,7 +268,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from rl_cluster.telemetry.report import write_report
 
     try:
-        print(write_report(arguments.run))
+        print(write_report(arguments.run, arguments.hourly))
     except (FileNotFoundError, ValueError) as error:
         return _complain(str(error), FAILED)
     return DONE

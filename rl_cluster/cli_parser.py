@@ -40,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="write report.html for a run")
     report.add_argument("run", type=Path, metavar="RUN")
+    report.add_argument("--hourly", type=_positive, metavar="PRICE", help="of the machine")
 
     _add_experiments(commands)
 

@@ -91,7 +91,8 @@ def test_report_has_every_section_with_the_runs_own_figures(run_dir):
     assert path == run_dir / "report.html"
     html = path.read_text(encoding="utf-8")
     assert Page(html).ids == [
-        "state", "summary", "task-Pong", "task-Breakout", "effective", "incidents", "configuration",
+        "state", "summary", "goodput", "task-Pong", "task-Breakout", "effective", "incidents",
+        "configuration",
     ]  # fmt: skip
     for text in ("quickstart", "completed", "1.24 M", "wanted 8", "-17.2", "-20.7", "9.9 %",
                  "-16.9", "learner-0 died 6 times", "tasks.Pong.rollout.environments", REASON,

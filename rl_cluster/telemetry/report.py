@@ -23,6 +23,7 @@ from rl_cluster.telemetry.formatting import (
     score,
     short_count,
 )
+from rl_cluster.telemetry.goodput import goodput
 from rl_cluster.telemetry.metrics import METRICS
 from rl_cluster.telemetry.page import page, pair, section, table
 from rl_cluster.telemetry.run_files import RunFiles, TaskFiles, read_run
@@ -39,8 +40,11 @@ FILE_NAME = "report.html"
 _MAX_VIDEO_BYTES = 4_000_000
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, hourly: float | None = None) -> Path:
     """Write RUN/report.html from the files of the run directory, and return its path.
+
+    Args:
+      hourly: price of the machine, for goodput; None: not known.
 
     Raises:
       FileNotFoundError: there is no such directory.
@@ -48,20 +52,22 @@ def write_report(run_dir: Path) -> Path:
       OSError: the disk is full or gone.
     """
     path = run_dir / FILE_NAME
-    write_text_atomically(path, render_report(read_run(run_dir), time.time()))
+    write_text_atomically(path, render_report(read_run(run_dir), time.time(), hourly))
     return path
 
 
-def render_report(files: RunFiles, now_s: float) -> str:
+def render_report(files: RunFiles, now_s: float, hourly: float | None = None) -> str:
     """Return the page.
 
     Args:
       now_s: Unix seconds, to tell a run that died without a word.
+      hourly: price of the machine; None: not known.
     """
     name = escape(files.summary["run"] if files.summary else files.directory.resolve().name)
     sections = (
         _header(name, files, now_s),
         section("summary", "Summary", _summary_table(files.summary)),
+        section("goodput", "Goodput", _goodput(files, hourly)),
         *(_task_section(task, found) for task, found in files.tasks.items()),
         section("effective", "Requested and effective", _differences(files)),
         section("incidents", "Incidents", _incidents(files)),
@@ -140,6 +146,30 @@ def _evaluation_cells(evaluation: Evaluation | None, best: Best | None) -> tuple
         )  # fmt: skip
     return (*shown, pair(score(best["mean_return"]), f"step {count(best['step'])}")
             if best else UNKNOWN)  # fmt: skip
+
+
+def _goodput(files: RunFiles, hourly: float | None) -> str:
+    steps = {name: task.steps for name, task in files.tasks.items()}
+    found = goodput(steps, files.span_s, files.summary["wall_s"] if files.summary else 0.0, hourly)
+    if found is None or not found.tasks:
+        return '<p class="empty">nothing is known yet</p>'
+    heads = ("game", "useful env steps", "done again", "per hour", "per unit of money")
+    rows = (
+        (
+            escape(name),
+            count(task.useful),
+            count(task.repeated),
+            count(task.per_hour),
+            count(task.per_cost),
+        )
+        for name, task in found.tasks.items()
+    )
+    cost = "" if found.cost is None else f"; {found.cost:,.2f} in all, at {hourly:g} an hour"
+    return (
+        f"<p>{duration(found.span_s)} from the first start to the last sign of life, pauses and "
+        f"downtime included; {duration(found.work_s)} of it at work{cost}.</p>"
+        + table(heads, rows, numeric=True)
+    )
 
 
 def _task_section(name: str, task: TaskFiles) -> str:
