@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,14 @@ from rl_cluster.exit_codes import DONE, FAILED, INTERRUPTED, WRONG_USAGE, compla
 from rl_cluster.signals import StopFlag
 
 if TYPE_CHECKING:
-    from rl_cluster.cluster.sweep import Outcome, Sweep
+    from rl_cluster.cluster.sweep import Outcome
+    from rl_cluster.config import RunConfig
     from rl_cluster.forecast import Forecast
+    from rl_cluster.sweep_plan import SweepPlan
 
 
 def sweep(arguments: argparse.Namespace, stop: StopFlag) -> int:
     """Train a configuration with several seeds, one after the other."""
-    from rl_cluster.cluster.sweep import Sweep
     from rl_cluster.config import ConfigError
     from rl_cluster.run_directory import RunDirectoryError
     from rl_cluster.sweep_plan import plan_sweep
@@ -28,33 +30,35 @@ def sweep(arguments: argparse.Namespace, stop: StopFlag) -> int:
     directory = arguments.sweep or Path("runs") / f"{arguments.config.stem}-sweep"
     try:
         plan = plan_sweep(directory, arguments.config, arguments.overrides, arguments.seeds)
-        with Sweep(plan, stop) as taken:
-            return _train_seeds(taken)
+        plan.check_same()
+        return _train_seeds(plan, stop)
     except (ConfigError, RunDirectoryError) as error:
         return complain(str(error), WRONG_USAGE)
     except OSError as error:
         return complain(f"cannot write to {directory}: {error}", FAILED)
 
 
-def _train_seeds(taken: Sweep) -> int:
+def _train_seeds(plan: SweepPlan, stop: StopFlag) -> int:
     from rl_cluster.cli_display import showing
+    from rl_cluster.cluster.sweep import Sweep
     from rl_cluster.telemetry.display import Display
 
     failed = 0
-    for seed in taken.plan.seeds:
-        print(f"seed {seed}: {taken.plan.run_dir(seed)}", flush=True)
-        with Display() as display:
-            outcome = taken.train(seed, showing(display))
-            if outcome.summary is not None:
-                display.finish(outcome.summary)
-        print(f"seed {seed}: {_words(outcome)}", flush=True)
-        failed += outcome.state == "failed"
-        if outcome.state == "interrupted":
-            print("everything is saved; the same command goes on with it")
-            return INTERRUPTED
-    print(f"to compare: rl-cluster compare {taken.plan.directory}")
+    with Sweep(plan, stop) as sweep:
+        for seed in plan.seeds:
+            print(f"seed {seed}: {plan.run_dir(seed)}", flush=True)
+            with Display() as display:
+                outcome = sweep.train(seed, showing(display))
+                if outcome.summary is not None:
+                    display.finish(outcome.summary)
+            print(f"seed {seed}: {_words(outcome)}", flush=True)
+            failed += outcome.state == "failed"
+            if outcome.state == "interrupted":
+                print("everything is saved; the same command goes on with it")
+                return INTERRUPTED
+    print(f"to compare: rl-cluster compare {plan.directory}")
     if failed:
-        return complain(f"{failed} of {len(taken.plan.seeds)} runs failed", FAILED)
+        return complain(f"{failed} of {len(plan.seeds)} runs failed", FAILED)
     return DONE
 
 
@@ -98,19 +102,23 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def forecast(arguments: argparse.Namespace, stop: StopFlag) -> int:
     """Measure for a while, and say what training to the end takes."""
-    from rl_cluster.cluster.training import Interrupted, RunFailed
     from rl_cluster.config import ConfigError
-    from rl_cluster.forecast import ForecastError
+    from rl_cluster.config_file import load
+    from rl_cluster.forecast import ForecastError, as_trial, check_wanted
     from rl_cluster.supervision.admission import AdmissionError
 
     try:
-        found = _measured(arguments, stop)
-    except Interrupted:
-        return INTERRUPTED
+        config = load(arguments.config, arguments.overrides)
+        check_wanted(config, arguments.env_frames)
+        tiers = arguments.tiers or [config.load.tier]
+        trials = {tier: as_trial(config, tier, arguments.seconds) for tier in tiers}
+        found = _measured(config, trials, arguments, stop)
     except ConfigError as error:
         return complain(str(error), WRONG_USAGE)
-    except (AdmissionError, ForecastError, RunFailed, OSError) as error:
+    except (AdmissionError, ForecastError, OSError) as error:
         return complain(str(error), FAILED)
+    if found is None:
+        return INTERRUPTED
     if arguments.json:
         print(json.dumps(found.to_record()))
     else:
@@ -118,31 +126,28 @@ def forecast(arguments: argparse.Namespace, stop: StopFlag) -> int:
     return DONE
 
 
-def _measured(arguments: argparse.Namespace, stop: StopFlag) -> Forecast:
+def _measured(
+    config: RunConfig,
+    trials: Mapping[str, RunConfig],
+    arguments: argparse.Namespace,
+    stop: StopFlag,
+) -> Forecast | None:
+    """The forecast; None where a person did not want to wait for it."""
     from rl_cluster.cli_display import showing
     from rl_cluster.cluster.trial import measure
-    from rl_cluster.config_file import load
-    from rl_cluster.forecast import Forecast, as_trial, assumptions, check_wanted, foretell
+    from rl_cluster.forecast import Forecast, assumptions, foretell
     from rl_cluster.machine import detect
     from rl_cluster.telemetry.display import Display
 
-    config = load(arguments.config, arguments.overrides)
-    check_wanted(config, arguments.env_frames)
-    wanted = arguments.tiers or [config.load.tier]
-    trials = {tier: as_trial(config, tier, arguments.seconds) for tier in wanted}
-    tiers = []
+    machine, hourly, tiers = detect().words, arguments.hourly, []
     for tier, trial in trials.items():
         with Display() as display:
             show = (lambda _: None) if arguments.json else showing(display)
             rates = measure(trial, stop, show)
-        tiers.append(foretell(config, tier, rates, arguments.env_frames, arguments.hourly))
-    return Forecast(
-        detect().words,
-        arguments.seconds,
-        arguments.hourly,
-        tiers,
-        assumptions(tiers, arguments.hourly),
-    )
+        if rates is None:
+            return None
+        tiers.append(foretell(config, tier, rates, arguments.env_frames, hourly))
+    return Forecast(machine, arguments.seconds, hourly, tiers, assumptions(tiers, hourly))
 
 
 def _print_forecast(found: Forecast) -> None:

@@ -45,10 +45,8 @@ class Sweep:
         """Hold the sweep's directory.
 
         Raises:
-          ConfigError: another sweep's is there.
           RunDirectoryError: another program works on it.
         """
-        self.plan.check_same()
         self._directory.path.mkdir(parents=True, exist_ok=True)
         try:
             self._directory.take_lock()

@@ -18,8 +18,10 @@ from rl_cluster.signals import StopFlag
 from rl_cluster.telemetry.summary import Summary
 
 
-def measure(trial: RunConfig, stop: StopFlag, show: Callable[[Summary], None]) -> dict[str, Rate]:
-    """Train, and return how fast each task did.
+def measure(
+    trial: RunConfig, stop: StopFlag, show: Callable[[Summary], None]
+) -> dict[str, Rate] | None:
+    """Train, and return how fast each task did; None where `stop` was set first.
 
     Args:
       trial: as `as_trial` made it.
@@ -27,9 +29,7 @@ def measure(trial: RunConfig, stop: StopFlag, show: Callable[[Summary], None]) -
 
     Raises:
       ConfigError, AdmissionError: it cannot be on this machine.
-      Interrupted: `stop` was set.
-      RunFailed: the run failed.
-      ForecastError: no task began to learn in the time given.
+      ForecastError: the run failed, or no task began to learn in the time given.
     """
     config = training.with_cluster_found(trial)
     prepared = prepare(config)
@@ -37,10 +37,10 @@ def measure(trial: RunConfig, stop: StopFlag, show: Callable[[Summary], None]) -
         directory = RunDirectory(Path(path))
         directory.take(resume=False)
         training.start(config, prepared, directory)
-        summary = training.watch(directory, stop, show)
-        if summary["state"] == "interrupted":
-            raise training.Interrupted
-        if summary["state"] == "failed":
-            failures = [task["failure"] for task in summary["tasks"].values() if task["failure"]]
-            raise ForecastError(f"every task failed: {'; '.join(failures)}")
-        return read_rates(directory.path)
+        try:
+            summary = training.watch(directory, stop, show)
+        except training.Interrupted:
+            return None
+        except training.RunFailed as error:
+            raise ForecastError(f"the run that was to be measured failed: {error}") from error
+        return None if summary["state"] == "interrupted" else read_rates(directory.path)
