@@ -30,7 +30,6 @@ def sweep(arguments: argparse.Namespace, stop: StopFlag) -> int:
     directory = arguments.sweep or Path("runs") / f"{arguments.config.stem}-sweep"
     try:
         plan = plan_sweep(directory, arguments.config, arguments.overrides, arguments.seeds)
-        plan.check_same()
         return _train_seeds(plan, stop)
     except (ConfigError, RunDirectoryError) as error:
         return complain(str(error), WRONG_USAGE)

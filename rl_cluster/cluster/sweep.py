@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Literal
 
 from rl_cluster.cluster import training
-from rl_cluster.config import RunConfig
+from rl_cluster.config import ConfigError, RunConfig
 from rl_cluster.preparation import prepare
 from rl_cluster.run_directory import RunDirectory, RunDirectoryError, is_in_use
 from rl_cluster.signals import StopFlag
@@ -45,6 +45,7 @@ class Sweep:
         """Hold the sweep's directory.
 
         Raises:
+          ConfigError: another sweep's is there.
           RunDirectoryError: another program works on it.
         """
         self._directory.path.mkdir(parents=True, exist_ok=True)
@@ -56,6 +57,11 @@ class Sweep:
                 "another directory with --sweep"
             ) from error
         self._directory.sign()
+        try:
+            self.plan.check_same()
+        except ConfigError:
+            self._directory.release()
+            raise
         return self
 
     def __exit__(
