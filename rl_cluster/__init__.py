@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rl_cluster.cluster.handle import RunHandle
+    from rl_cluster.comparison import Comparison
 
 __version__ = "0.1.0"
 
@@ -17,3 +19,10 @@ def attach(run_dir: str | Path) -> RunHandle:
     from rl_cluster.cluster.handle import attach as attach_to_run
 
     return attach_to_run(run_dir)
+
+
+def compare(paths: Iterable[str | Path]) -> Comparison:
+    """Compare runs and sweeps; see `rl_cluster.comparison.compare`."""
+    from rl_cluster.comparison import compare as compare_runs
+
+    return compare_runs(paths)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import math
 from pathlib import Path
 
 
@@ -41,6 +42,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="write report.html for a run")
     report.add_argument("run", type=_directory, metavar="RUN")
+    report.add_argument("--hourly", type=_positive, metavar="PRICE", help="of the machine")
+
+    _add_experiments(commands)
 
     doctor = commands.add_parser("doctor", help="check this machine, and say what would run")
     _add_configuration(doctor, optional=True)
@@ -94,6 +98,41 @@ def _add_levers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _directory(text: str) -> Path:
     """In the entry point of a job no shell has made a home of `~`."""
     return Path(text).expanduser()
+
+
+def _add_experiments(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sweep = commands.add_parser("sweep", help="train with several seeds, one after the other")
+    _add_configuration(sweep)
+    sweep.add_argument("--seeds", type=int, nargs="+", required=True, metavar="SEED")
+    sweep.add_argument(
+        "--sweep", type=_directory, metavar="DIR", help="its directory (runs/NAME-sweep)"
+    )
+
+    compare = commands.add_parser("compare", help="put groups of runs beside each other")
+    compare.add_argument("runs", type=_directory, nargs="+", metavar="RUN|SWEEP")
+    compare.add_argument(
+        "--out", type=_directory, metavar="DIR", help="write page, CSV and JSON there"
+    )
+    compare.add_argument("--json", action="store_true", help="print one JSON object")
+
+    forecast = commands.add_parser("forecast", help="measure here; hours and money to the end")
+    _add_configuration(forecast)
+    forecast.add_argument("--seconds", type=_positive, default=60.0, help="to measure for (60)")
+    forecast.add_argument("--hourly", type=_positive, metavar="PRICE", help="of this machine")
+    forecast.add_argument(
+        "--env-frames", type=_positive, metavar="N", help="of each game (max_env_steps)"
+    )
+    forecast.add_argument(
+        "--tiers", nargs="+", metavar="TIER", help="each measured by itself (load.tier)"
+    )
+    forecast.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
 
 
 def _add_configuration(parser: argparse.ArgumentParser, optional: bool = False) -> None:
