@@ -37,9 +37,9 @@ def sessions(run_dir: Path, run_id: str) -> list[Path]:
 
 
 def history(path: Path) -> list[dict[str, Any]]:
-    """The rows of a session, by key."""
+    """The rows of a session; inner keys stand behind a dot."""
     return [
-        {item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        {".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records(path)
         if record.HasField("history")
     ]

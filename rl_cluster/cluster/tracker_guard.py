@@ -17,7 +17,7 @@ from pathlib import Path
 from rl_cluster.cluster.telemetry_hub import TelemetryHub
 from rl_cluster.control import Control, PulseReader
 from rl_cluster.supervision.spacing import Spacing
-from rl_cluster.telemetry import tracker
+from rl_cluster.telemetry.tracker_process import ROLE, launch
 
 _SILENT_S = 300.0  # opening a W&B run may take 90 s, and a slow upload longer
 _STARTING_S = 30.0
@@ -33,7 +33,7 @@ class TrackerGuard:
 
     def __init__(self, run_dir: Path, control: Control, hub: TelemetryHub, wanted: bool) -> None:
         self._run_dir, self._control, self._hub, self._wanted = run_dir, control, hub, wanted
-        self._pulse = PulseReader(control, tracker.ROLE, 0.0)
+        self._pulse = PulseReader(control, ROLE, 0.0)
         self._spacing, self._launched_s = Spacing(*_RESTARTS_S), float("-inf")
         self._said = control.read("tracker_said")
         self._ids: dict[str, str] = {}
@@ -57,9 +57,9 @@ class TrackerGuard:
             self._ids = dict(ids)
         said = self._control.read("tracker_said")
         if said is not None and said != self._said:
-            self._hub.incident(None, tracker.ROLE, said["kind"], said["cause"], said["action"])
+            self._hub.incident(None, ROLE, said["kind"], said["cause"], said["action"])
             self._said = said
-        process = self._control.signed(tracker.ROLE)
+        process = self._control.signed(ROLE)
         alive, silence_s = process is not None and process.alive, self._pulse.silence_s(now_s)
         starting = now_s - self._launched_s < _STARTING_S
         if (alive and silence_s < _SILENT_S) or starting or self._spacing.wait_s(now_s) > 0:
@@ -70,15 +70,15 @@ class TrackerGuard:
 
     def _launch(self, now_s: float, cause: str) -> None:
         if self._launched_s >= 0:
-            self._hub.incident(None, tracker.ROLE, "worker_failed", cause, "another is started")
-        tracker.launch(self._run_dir)
+            self._hub.incident(None, ROLE, "worker_failed", cause, "another is started")
+        launch(self._run_dir)
         self._spacing.done(now_s)
         self._pulse.reset(now_s)
         self._launched_s = now_s
 
     def finish(self, hurried: bool) -> None:
         """Let it tell the rest; what W&B has not in time stays on disk, for `wandb sync`."""
-        process = self._control.signed(tracker.ROLE)
+        process = self._control.signed(ROLE)
         if not self._wanted or process is None or not process.alive:
             return
         with suppress(ProcessLookupError):

@@ -1,24 +1,16 @@
-"""The tracker: a process that reads a run's files and tells Weights & Biases what is new in them.
+"""The tracker: reads a run's files and tells Weights & Biases what is new in them.
 
-It stands beside the run, so that a W&B that is slow, away or broken costs training nothing: what it
-could not be told stays in the files, and is told when it answers. Invariant: at most one tracker
-follows a run, and how far W&B was told outlives it, so that nothing is told twice by its heir.
+Invariant: what W&B could not be told stays in the files, and is told when it answers; how far it
+was told outlives the tracker, so that its heir tells nothing twice.
 """
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import logging
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
 
 from rl_cluster.config_file import load, to_mapping
 from rl_cluster.control import Control, PulseReader
@@ -28,10 +20,10 @@ from rl_cluster.telemetry import incidents, writers
 from rl_cluster.telemetry.incidents import Incident
 from rl_cluster.telemetry.jsonl import read_new
 from rl_cluster.telemetry.rows import Row
+from rl_cluster.telemetry.tracker_process import ROLE
 from rl_cluster.telemetry.wandb_runs import WandbError, WandbRuns
 
 _log = logging.getLogger(__name__)
-ROLE = "tracker"
 _LOOK_S = 1.0
 _MOST_BYTES = 4 << 20
 _RETRY_S = (30.0, 1_800.0, 3_600.0)
@@ -142,53 +134,3 @@ class Tracker:
         _log.info("%s", said)
         with suppress(OSError):
             self._control.write("tracker_said", said)
-
-
-def launch(run_dir: Path) -> None:
-    """Start a tracker that is nobody's child.
-
-    Ray kills the children of a worker that ends, whatever their session.
-    """
-    command = [sys.executable, "-m", "rl_cluster.telemetry.tracker", str(run_dir)]
-    with (run_dir / "tracker.log").open("ab") as log:
-        subprocess.run(
-            ["/bin/sh", "-c", '"$@" &', "sh", *command],
-            check=True,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Follow the run in a directory, unless another tracker does."""
-    parser = argparse.ArgumentParser(prog="rl-cluster-tracker", description=main.__doc__)
-    parser.add_argument("run", type=Path)
-    run_dir = parser.parse_args(argv).run
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    stop = StopFlag()
-    stop.install()
-    lock = _lock(run_dir)
-    if lock is None:
-        _log.info("another tracker follows %s", run_dir)
-        return 0
-    with lock:
-        Control(run_dir).sign(ROLE, os.getpid())
-        Tracker(run_dir).follow(stop)
-    return 0
-
-
-def _lock(run_dir: Path) -> IO[str] | None:
-    """The place of the run's tracker; None where it is taken."""
-    lock = (Control(run_dir).path / f"{ROLE}.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
-
-
-if __name__ == "__main__":
-    sys.exit(main())

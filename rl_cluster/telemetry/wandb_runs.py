@@ -22,6 +22,7 @@ PROJECT = "rl-cluster"
 _MODES = ("online", "offline", "disabled")
 _WALL_TAG = metric_named("wall_s").tag
 _ALERT_GAP_S = 600.0
+_FLUSH_S = 1.0  # what W&B's process has not written is lost when it is killed
 _LEVELS = {
     "task_parked": "ERROR",
     "worker_parked": "ERROR",
@@ -53,8 +54,9 @@ class WandbError(RuntimeError):
 class WandbRuns:
     """The open W&B runs of one run, under RUN/wandb; offline unless logged in.
 
-    Figures of the run stand in every task's W&B run. W&B takes rows only in order: what a resumed
-    task does again before it passes the newest step sent is in metrics.jsonl alone.
+    Figures of the run stand in every task's W&B run. W&B takes one row a step, in order: of a
+    task that stands still, and what a resumed one does again before it passes the newest step sent,
+    metrics.jsonl alone tells.
     """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
@@ -75,7 +77,12 @@ class WandbRuns:
           WandbError: it is refused, or cannot be reached.
           ValueError: WANDB_MODE holds what it cannot.
         """
-        settings = self._library.Settings(silent=True, console="off", x_disable_stats=True)
+        settings = self._library.Settings(
+            silent=True,
+            console="off",
+            x_disable_stats=True,
+            x_transaction_log_flush_interval=_FLUSH_S,
+        )
         with self._named(f"W&B run {run_id!r} of task {task!r} cannot be opened"):
             self._runs[task] = self._library.init(
                 project=PROJECT,
@@ -100,7 +107,7 @@ class WandbRuns:
         films = self._films.pop(row.task or "", {})
         with self._named(f"W&B took no row of {row.task}"):
             values = {**self._run_values, **_tagged(row), _WALL_TAG: row.wall_s, **films}
-            run.log(values, step=row.step)
+            run.log(values, step=row.step, commit=True)
 
     def incident(self, incident: Incident) -> None:
         """Send an alert; one of a kind within ten minutes reaches people."""
