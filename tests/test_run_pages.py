@@ -31,11 +31,9 @@ class Reader:
 
     def __init__(self, directory: Path) -> None:
         self.checkout, self._state = directory / "checkout", directory / "variables"
-        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        for name in filter(None, names.split("\0")):
-            (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, self.checkout / name)
+        made_here = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()]
+        unwanted = shutil.ignore_patterns(".git", *made_here)
+        shutil.copytree(ROOT, self.checkout, ignore=unwanted)
         programs = directory / "bin"
         programs.mkdir()
         (programs / "rl-cluster").write_text(
