@@ -23,6 +23,7 @@ from rl_cluster.cluster.run_report import RunReport
 from rl_cluster.cluster.seat import Seat
 from rl_cluster.cluster.task_group import TaskGroup, TaskPlan
 from rl_cluster.cluster.telemetry_hub import TelemetryHub
+from rl_cluster.cluster.tracker_guard import TrackerGuard
 from rl_cluster.config import TaskConfig
 from rl_cluster.control import Control
 from rl_cluster.effective import EffectiveFile
@@ -59,9 +60,10 @@ class Oversight:
         self._seat, self._wishes_kept = Seat(self.control, "supervisor"), True
         self._effective_file = EffectiveFile(run.run_dir, run.effective)
         self._watch = Watch(longest_tick_s=2 * TICK_S)
-        self.hub = TelemetryHub(run.name, run.run_dir, config, run.tracker_ids)
+        self.hub = TelemetryHub(run.name, run.run_dir, config)
         self._keeper = KeeperGuard(run.run_dir, self.control, self.hub)
         self._node = NodeGuard(self.control, self.hub)
+        self._tracker = TrackerGuard(run.run_dir, self.control, self.hub, config.telemetry.wandb)
         self.wishes = self._known_wishes()
         self._changed: dict[str, TaskConfig] = {}
         """What `requested` has worked out."""
@@ -129,6 +131,7 @@ class Oversight:
         self._complete_tasks()
         self._write_effective()
         self._keeper.look(now_s)
+        self._tracker.look(self.plan.tracker_ids, now_s)
         self.summary = self._compose("running")
         self.hub.summary(self.summary)
         if now_s >= self._row_due_s:
@@ -288,6 +291,7 @@ class Oversight:
         self.summary = self._compose(state)
         self.hub.summary(self.summary)
         self.hub.close()
+        self._tracker.finish(hurried)
         self.load.end()
         while not self._has_written("end", {"state": state, "reason": reason}):
             self.control.beat("supervisor")

@@ -15,29 +15,23 @@ from pathlib import Path
 from ray.util.metrics import Gauge
 
 from rl_cluster.config import RunConfig
-from rl_cluster.config_file import to_mapping
 from rl_cluster.telemetry.incidents import Incident, IncidentLog
 from rl_cluster.telemetry.metrics import METRICS
 from rl_cluster.telemetry.summary import Summary, write_summary
-from rl_cluster.telemetry.writers import MetricsWriter, WandbError, WandbOptions, open_writer
+from rl_cluster.telemetry.writers import MetricsWriter, open_writer
 
 _log = logging.getLogger(__name__)
 _MOST_UNWRITTEN = 1_000
 
 
 class TelemetryHub:
-    """The run's files, TensorBoard, W&B and Ray's metrics."""
+    """The run's files, TensorBoard and Ray's metrics."""
 
-    def __init__(self, run: str, run_dir: Path, config: RunConfig, ids: Mapping[str, str]) -> None:
+    def __init__(self, run: str, run_dir: Path, config: RunConfig) -> None:
         self._run_dir = run_dir
         self._incidents = IncidentLog(run_dir)
         self._unwritten: deque[Incident] = deque()
-        wandb = WandbOptions("rl-cluster", run, ids, to_mapping(config))
-        self._writer: MetricsWriter = open_writer(
-            run_dir,
-            tensorboard=config.telemetry.tensorboard,
-            wandb=wandb if config.telemetry.wandb else None,
-        )
+        self._writer: MetricsWriter = open_writer(run_dir, tensorboard=config.telemetry.tensorboard)
         self._gauges = {
             metric.name: Gauge(f"rl_cluster_{metric.name}", metric.description, ("run", "task"))
             for metric in METRICS.values()
@@ -59,6 +53,7 @@ class TelemetryHub:
             self._unwritten.append(record)
         else:
             _log.error("incident not kept: %s", record)
+        self._writer.incident(record)
         self._write_incidents()
 
     def _write_incidents(self) -> None:
@@ -80,7 +75,7 @@ class TelemetryHub:
         """Write one row of metrics everywhere."""
         try:
             self._writer.write(time.time(), wall_s, task, env_steps, values)
-        except (OSError, WandbError) as error:
+        except OSError as error:
             _log.error("metrics not written: %s", error)
         tags = {"run": self._run, "task": task or ""}
         for name, value in values.items():
