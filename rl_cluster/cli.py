@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         "fetch": _fetch,
         "evaluate": _evaluate,
         "report": _report,
+        "dashboards": _dashboards,
         "doctor": _doctor,
     }
     try:
@@ -304,6 +305,17 @@ def _report(arguments: argparse.Namespace) -> int:
     try:
         print(write_report(arguments.run))
     except (FileNotFoundError, ValueError) as error:
+        return _complain(str(error), FAILED)
+    return DONE
+
+
+def _dashboards(arguments: argparse.Namespace) -> int:
+    from rl_cluster.telemetry.provisioning import provision
+
+    try:
+        for line in provision(arguments.run, arguments.out):
+            print(line)
+    except OSError as error:
         return _complain(str(error), FAILED)
     return DONE
 

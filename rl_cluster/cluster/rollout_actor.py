@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 
 from rl_cluster import exploration
 from rl_cluster.agents.policy import GreedyPolicy
+from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, Ref, is_here, read
 from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.config import TaskConfig
@@ -82,6 +83,7 @@ class RolloutActor:
         self._vitals = Vitals(epoch, "waiting")
         torch.set_num_threads(config.rollout.torch_threads)
         self._index, rollout = index, config.rollout
+        self._name, self._env_steps, self._version = names.rollout_name(task, index), 0, -1
         env_seed, action_seed = np.random.SeedSequence(seed).generate_state(2)
         env = make_environment(
             config.env,
@@ -95,7 +97,7 @@ class RolloutActor:
             build_network(config.agent, spec), bfloat16=rollout.precision == "bfloat16"
         )
         settings = RolloutSettings(
-            name=f"rollout:{task}/{index}",
+            name=self._name,
             block_length=rollout.block_length,
             frame_stack=config.agent.frame_stack,
             n_step=config.agent.n_step,
@@ -107,16 +109,26 @@ class RolloutActor:
 
         def newer_weights() -> tuple[int, np.ndarray] | None:
             self._vitals.progress()  # asked before every step
-            return inbox()
+            newer = inbox()
+            if newer is not None:
+                self._version = newer[0]
+            return newer
 
         rng = np.random.default_rng(action_seed)
         self._rollout = Rollout(env, spec, policy, newer_weights, settings, rng)
+
+    def __repr__(self) -> str:
+        """Name, state, version of its policy (-1: random) and speed."""
+        speed = f"{self._vitals.per_s(self._env_steps):.0f} env steps/s"
+        return self._vitals.line(self._name, f"policy {self._version}", speed)
 
     def collect(self, num_blocks: int, task_env_steps: int) -> tuple[Any, ...]:
         """Return (infos, report) and then `num_blocks` blocks, each a return value of its own."""
         with self._vitals.phase("working"):
             blocks, report = self._rollout.collect(num_blocks, task_env_steps)
-        return ([block.info() for block in blocks], report), *blocks
+        infos = [block.info() for block in blocks]
+        self._env_steps += sum(info.transitions for info in infos)
+        return (infos, report), *blocks
 
     def health(self) -> Health:
         """Say how the work goes on; answered beside it."""

@@ -129,17 +129,23 @@ class WandbOptions:
 
 
 def open_writer(
-    run_dir: Path, *, tensorboard: bool = False, wandb: WandbOptions | None = None
+    run_dir: Path, *first: Sink, tensorboard: bool = False, wandb: WandbOptions | None = None
 ) -> MetricsWriter:
     """Open every place that a run writes to; metrics.jsonl always.
+
+    Args:
+      run_dir: the run's directory.
+      first: further places, which get a row before a full disk can refuse it.
+      tensorboard: whether to write for TensorBoard.
+      wandb: how to write to W&B; None: not at all.
 
     Raises:
       ModuleNotFoundError: an extra is not installed; the message is the line that installs it.
       WandbError: W&B does not accept the run.
     """
     with ExitStack() as opened:
-        sinks: list[Sink] = [JsonlSink(run_dir)]
-        opened.callback(sinks[0].close)
+        sinks: list[Sink] = [*first, JsonlSink(run_dir)]
+        opened.callback(sinks[-1].close)
         if tensorboard:
             sinks.append(TensorBoardSink(run_dir))
             opened.callback(sinks[-1].close)
