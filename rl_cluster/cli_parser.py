@@ -40,14 +40,6 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html for a run")
     report.add_argument("run", type=Path, metavar="RUN")
 
-    dashboards = commands.add_parser(
-        "dashboards", help="configure Prometheus and Grafana for a run, and say how to start them"
-    )
-    dashboards.add_argument("run", type=Path, metavar="RUN")
-    dashboards.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write (RUN/dashboards)"
-    )
-
     doctor = commands.add_parser("doctor", help="check this machine, and say what would run")
     _add_configuration(doctor, optional=True)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -64,6 +56,14 @@ def _add_windows(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     watch.add_argument("run", type=Path, metavar="RUN")
     watch.add_argument("task", nargs="?", metavar="TASK", help="the fleet (the only one)")
     watch.add_argument("--port", type=int, default=0, metavar="PORT", help="of the page (any)")
+
+    dashboards = commands.add_parser(
+        "dashboards", help="configure Prometheus and Grafana for a run, and say how to start them"
+    )
+    dashboards.add_argument("run", type=Path, metavar="RUN")
+    dashboards.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (RUN/dashboards)"
+    )
 
 
 def _add_levers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
