@@ -1,4 +1,4 @@
-"""A live run of a fleet beside a game, scraped by a real Prometheus: every panel has its figures."""
+"""A live run of a fleet beside a game, scraped by a real Prometheus: panels have their figures."""
 
 from __future__ import annotations
 

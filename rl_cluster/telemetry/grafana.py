@@ -128,14 +128,17 @@ def _placed(chosen: list[Panel]) -> Iterator[dict[str, Any]]:
     for group, members in groupby(chosen, key=lambda panel: panel.group):
         number += 1
         place = {"x": 0, "y": top, "w": _COLUMNS * _WIDTH, "h": 1}
-        title = group.capitalize()
-        yield {"id": number, "type": "row", "title": title, "gridPos": place, "panels": []}
+        yield {"id": number, "gridPos": place, **_row(group)}
         for position, panel in enumerate(members):
             number += 1
             row, column = divmod(position, _COLUMNS)
             place = {"x": column * _WIDTH, "y": top + 1 + row * _HEIGHT, "w": _WIDTH, "h": _HEIGHT}
             yield {"id": number, "gridPos": place, **_chart(panel)}
         top = place["y"] + _HEIGHT
+
+
+def _row(group: str) -> dict[str, Any]:
+    return {"type": "row", "title": group.capitalize(), "collapsed": False, "panels": []}
 
 
 def _chart(panel: Panel) -> dict[str, Any]:
@@ -185,12 +188,11 @@ def _variable(label: str, within: str = "") -> dict[str, Any]:
         "type": "query",
         "datasource": _datasource(),
         "query": {"query": query, "refId": label},
-        "definition": query,
         "refresh": 2,
         "sort": 1,
         "multi": many,
         "includeAll": many,
-        "current": {"text": "All", "value": "$__all"} if many else {},
+        **({"current": {"text": "All", "value": "$__all"}} if many else {}),
     }
 
 
