@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
-from live_run import LiveRun, command, lines
+from live_run import ROOT, LiveRun, command, lines
 from prometheus_server import PrometheusServer, program
 from test_run_rovers import CONFIG
 
-import rl_cluster
 from rl_cluster.telemetry.grafana import DIRECTORY
 from rl_cluster.telemetry.metrics import METRICS
 from rl_cluster.telemetry.prometheus import addresses_file, exported
 
+PAGE = ROOT / "docs" / "dashboards.md"
 RUN, TASKS = "observed", ("rovers", "Catch")
 NOT_HERE = {"evaluation_human_normalized"}
 """Atari alone has a human's scores."""
@@ -41,6 +48,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     settings = (
         f"tasks.Catch.checkpoint.upload=file://{tmp / 'uploaded'}",
         "tasks.Catch.evaluation.period_s=5",
+        "cluster.dashboard=true",
     )
     with LiveRun(tmp / "config.yaml", tmp / RUN, *settings) as run:
         run.wait_for(lambda s: all(t["policy_version"] > 0 for t in s["tasks"].values()), 120)
@@ -121,19 +129,48 @@ def test_counters_are_counters_and_carry_their_meaning(observed: Observed) -> No
         assert told["help"] == metric.description
 
 
+def _as_documented(run: LiveRun) -> list[str]:
+    """What the page's program prints, of this run."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    assert "runs/catch" in code
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("runs/catch", str(run.run_dir))],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 def test_every_actor_says_what_it_does_now(observed: Observed) -> None:
-    handle = rl_cluster.attach(observed.run.run_dir)
-    first = handle.workers()
-    assert tuple(first) == WORKERS
-    for name, line in first.items():
-        assert line.startswith(f"<{name}: "), line
     version = observed.run.summary()["tasks"]["Catch"]["policy_version"]
-    observed.run.wait_for(lambda s: s["tasks"]["Catch"]["policy_version"] > version, 60)
-    second = handle.workers()
-    assert _policy(second["learner:Catch"]) > version
-    assert "updates/s; life 1" in second["learner:Catch"]
-    assert "env steps/s; life 1" in second["rollout:Catch/0"]
+    _, *said = _as_documented(observed.run)
+    assert [line[1:].partition(": ")[0] for line in said] == list(WORKERS)
+    line = next(line for line in said if line.startswith("<learner:Catch: working"))
+    assert int(re.findall(r"policy (\d+), [\d.]+ updates/s; life 1, \d+ s old", line)[0]) >= version
 
 
-def _policy(line: str) -> int:
-    return int(line.partition("policy ")[2].partition(",")[0])
+def test_the_dashboard_lists_the_actors_by_name_to_who_has_the_token(observed: Observed) -> None:
+    url = _as_documented(observed.run)[0]
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{url}/logical/actors", timeout=30)
+    told = subprocess.run(
+        [Path(sys.executable).parent / "ray", "get-auth-token"], capture_output=True, text=True
+    )
+    asked = urllib.request.Request(
+        f"{url}/logical/actors", headers={"Authorization": f"Bearer {told.stdout.strip()}"}
+    )
+    with urllib.request.urlopen(asked, timeout=30) as reply:
+        actors = json.load(reply)["data"]["actors"].values()
+    alive = {actor["name"]: actor["reprName"] for actor in actors if actor["state"] == "ALIVE"}
+    assert sorted(alive) == list(WORKERS)
+    for name, first in alive.items():
+        assert first.startswith(f"<{name}: "), first
+
+
+def test_nothing_listens_beyond_loopback(observed: Observed) -> None:
+    own = {process.pid for process in observed.run.processes()}
+    found = [c for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in own]
+    assert {c.laddr.ip for c in found} == {"127.0.0.1"}

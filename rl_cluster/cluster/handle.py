@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 from ray.exceptions import RayError
 from ray.util import list_named_actors
 
@@ -38,6 +39,13 @@ class RunHandle:
         """State and figures, as in summary.json."""
         summary: Summary = _answer(self._supervisor.summary.remote())
         return summary
+
+    @property
+    def dashboard_url(self) -> str | None:
+        """Where Ray's dashboard of the run's cluster is; None where it has none."""
+        find_address: Any = services.get_webui_url_from_internal_kv
+        address = find_address()
+        return f"http://{address}" if address else None
 
     def workers(self) -> dict[str, str]:
         """What each of the run's actors says of itself now, by name."""
