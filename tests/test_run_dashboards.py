@@ -19,6 +19,8 @@ from live_run import ROOT, LiveRun, command, lines
 from prometheus_server import PrometheusServer, program
 from test_run_rovers import CONFIG
 
+from rl_cluster.cluster.runtime import processes_of
+from rl_cluster.run_directory import read_cluster
 from rl_cluster.telemetry.grafana import DIRECTORY
 from rl_cluster.telemetry.metrics import METRICS
 from rl_cluster.telemetry.prometheus import addresses_file, exported
@@ -124,7 +126,8 @@ def _above(prometheus: PrometheusServer, asked: str, least: float) -> list[Any]:
 def test_counters_are_counters_and_carry_their_meaning(observed: Observed) -> None:
     for name in ("env_steps", "replay_bytes"):
         metric = METRICS[name]
-        (told,) = observed.prometheus.ask("metadata", metric=exported(metric).name).popitem()[1]
+        family = exported(metric).name.removesuffix("_total")  # OpenMetrics' name of a counter
+        ((told,),) = observed.prometheus.ask("metadata", metric=family).values()
         assert told["type"] == metric.kind
         assert told["help"] == metric.description
 
@@ -171,6 +174,7 @@ def test_the_dashboard_lists_the_actors_by_name_to_who_has_the_token(observed: O
 
 
 def test_nothing_listens_beyond_loopback(observed: Observed) -> None:
-    own = {process.pid for process in observed.run.processes()}
+    cluster = read_cluster(observed.run.run_dir)
+    own = {process.pid for process in processes_of(observed.run.run_dir, cluster)}
     found = [c for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in own]
     assert {c.laddr.ip for c in found} == {"127.0.0.1"}
