@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         "evaluate": _evaluate,
         "report": _report,
         "compare": cli_experiments.compare,
+        "dashboards": _dashboards,
         "doctor": _doctor,
     }
     try:
@@ -270,6 +271,17 @@ def _report(arguments: argparse.Namespace) -> int:
     try:
         print(write_report(arguments.run, arguments.hourly))
     except (FileNotFoundError, ValueError) as error:
+        return _complain(str(error), FAILED)
+    return DONE
+
+
+def _dashboards(arguments: argparse.Namespace) -> int:
+    from rl_cluster.telemetry.provisioning import provision
+
+    try:
+        for line in provision(arguments.run, arguments.out):
+            print(line)
+    except OSError as error:
         return _complain(str(error), FAILED)
     return DONE
 

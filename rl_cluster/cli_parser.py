@@ -63,6 +63,14 @@ def _add_windows(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     watch.add_argument("task", nargs="?", metavar="TASK", help="the fleet (the only one)")
     watch.add_argument("--port", type=int, default=0, metavar="PORT", help="of the page (any)")
 
+    dashboards = commands.add_parser(
+        "dashboards", help="configure Prometheus and Grafana for a run, and say how to start them"
+    )
+    dashboards.add_argument("run", type=Path, metavar="RUN")
+    dashboards.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (RUN/dashboards)"
+    )
+
 
 def _add_levers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     def lever(name: str, text: str) -> argparse.ArgumentParser:

@@ -6,12 +6,15 @@ nothing in training.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 from ray.exceptions import RayError
+from ray.util import list_named_actors
 
 from rl_cluster.cluster import names, runtime
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, read
@@ -19,7 +22,7 @@ from rl_cluster.control import Control
 from rl_cluster.run_directory import read_address
 from rl_cluster.telemetry.summary import Summary
 
-_ANSWER_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S, _LINE_TIMEOUT_S = 60.0, 5.0
 
 
 class RunUnreachable(RuntimeError):
@@ -36,6 +39,22 @@ class RunHandle:
         """State and figures, as in summary.json."""
         summary: Summary = _answer(self._supervisor.summary.remote())
         return summary
+
+    @property
+    def dashboard_url(self) -> str | None:
+        """Where Ray's dashboard of the run's cluster is; None where it has none."""
+        find_address: Any = services.get_webui_url_from_internal_kv
+        address = find_address()
+        return f"http://{address}" if address else None
+
+    def workers(self) -> dict[str, str]:
+        """What each of the run's actors says of itself now, by name."""
+        asked: dict[str, Ref] = {}
+        for name in sorted(list_named_actors()):
+            with contextlib.suppress(ValueError):  # it has just ended
+                actor: Any = ray.get_actor(name)
+                asked[name] = actor.__ray_call__.remote(repr)
+        return {name: _line(ref) for name, ref in asked.items()}
 
     def tier(self, name: str) -> None:
         """Ask for a tier: light, medium, heavy, auto, custom or one of the configuration's."""
@@ -117,3 +136,10 @@ def _answer(ref: Ref) -> Any:
         return read(ref, _ANSWER_TIMEOUT_S)
     except RayError as error:
         raise RunUnreachable(cause_of(error)) from error
+
+
+def _line(ref: Ref) -> str:
+    try:
+        return str(read(ref, _LINE_TIMEOUT_S))
+    except RayError as error:
+        return f"no answer: {cause_of(error)}"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rl_cluster.cluster import names
 from rl_cluster.cluster.messages import notice
 from rl_cluster.cluster.parcels import Collected
 from rl_cluster.cluster.vitals import Vitals
@@ -71,6 +72,12 @@ class ReaderActor:
         self._silent_since_s: float | None = None
         self._expired = 0
         """Messages that were said to be lost."""
+
+    def __repr__(self) -> str:
+        """Name, state and speed."""
+        read = 0 if self._intake is None else self._intake.status().messages
+        speed = f"{self._vitals.per_s(read):.1f} messages/s"
+        return self._vitals.line(names.reader_name(self._task), speed)
 
     async def health(self) -> Health:
         """Say how the work goes on."""

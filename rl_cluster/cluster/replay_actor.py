@@ -18,6 +18,7 @@ from collections import OrderedDict, deque
 import numpy as np
 from ray.exceptions import RayError
 
+from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, Ref, cause_of
 from rl_cluster.cluster.arrivals import Arrivals
 from rl_cluster.cluster.messages import (
@@ -110,6 +111,12 @@ class ReplayActor:
         return RateLimiter(
             replay.samples_per_insert, replay.min_transitions, slack, holds_inserts=not outside
         )
+
+    def __repr__(self) -> str:
+        """Name, state, newest policy that it heard of, and how fast it grows."""
+        speed = f"{self._vitals.per_s(self._index.inserted_transitions):.0f} transitions/s"
+        name = names.replay_name(self._task)
+        return self._vitals.line(name, f"policy {self._version}", speed)
 
     async def attach(self, state: ReplayState | None) -> None:
         """Take the learner's checkpointed replay state and let collection and restoring begin.

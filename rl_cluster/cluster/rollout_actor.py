@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 
 from rl_cluster import exploration
 from rl_cluster.agents.policy import GreedyPolicy
+from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, Ref, is_here, read
 from rl_cluster.cluster.parcels import Collected, pack
 from rl_cluster.cluster.placement import node_id
@@ -87,6 +88,7 @@ class RolloutActor:
         self._vitals = Vitals(epoch, "waiting")
         torch.set_num_threads(config.rollout.torch_threads)
         self._index, rollout = index, config.rollout
+        self._name, self._env_steps, self._version = names.rollout_name(task, index), 0, -1
         env_seed, action_seed = np.random.SeedSequence(seed).generate_state(2)
         env = make_environment(
             config.env,
@@ -100,7 +102,7 @@ class RolloutActor:
             build_network(config.agent, spec), bfloat16=rollout.precision == "bfloat16"
         )
         settings = RolloutSettings(
-            name=f"rollout:{task}/{index}",
+            name=self._name,
             block_length=rollout.block_length,
             frame_stack=config.agent.frame_stack,
             n_step=config.agent.n_step,
@@ -113,10 +115,18 @@ class RolloutActor:
 
         def newer_weights() -> tuple[int, np.ndarray] | None:
             self._vitals.progress()  # asked before every step
-            return inbox()
+            newer = inbox()
+            if newer is not None:
+                self._version = newer[0]
+            return newer
 
         rng = np.random.default_rng(action_seed)
         self._rollout = Rollout(env, spec, policy, newer_weights, settings, rng)
+
+    def __repr__(self) -> str:
+        """Name, state, version of its policy (-1: random) and speed."""
+        speed = f"{self._vitals.per_s(self._env_steps):.0f} env steps/s"
+        return self._vitals.line(self._name, f"policy {self._version}", speed)
 
     def collect(self, num_blocks: int, task_env_steps: int, for_node: str) -> tuple[Any, ...]:
         """Return a `Collected` and then `num_blocks` blocks, each a return value of its own.
@@ -129,6 +139,7 @@ class RolloutActor:
             values = pack(blocks) if leaves else blocks
         taken_bytes, self._inbox.taken_bytes = self._inbox.taken_bytes, 0
         infos = [block.info() for block in blocks]
+        self._env_steps += sum(info.transitions for info in infos)
         return Collected(infos, report, leaves, taken_bytes if leaves else 0), *values
 
     def health(self) -> Health:

@@ -61,14 +61,19 @@ class MetricsWriter:
                 stack.callback(sink.close)
 
 
-def open_writer(run_dir: Path, *, tensorboard: bool = False) -> MetricsWriter:
+def open_writer(run_dir: Path, *first: Sink, tensorboard: bool = False) -> MetricsWriter:
     """Open every place that a run writes to; metrics.jsonl always.
+
+    Args:
+      run_dir: the run's directory.
+      first: further places, which get a row before a full disk can refuse it.
+      tensorboard: whether to write for TensorBoard.
 
     Raises:
       ModuleNotFoundError: an extra is not installed; the message is the line that installs it.
     """
-    sinks: list[Sink] = [TensorBoardSink(run_dir)] if tensorboard else []
-    return MetricsWriter([JsonlSink(run_dir), *sinks])
+    last: list[Sink] = [TensorBoardSink(run_dir)] if tensorboard else []
+    return MetricsWriter([*first, JsonlSink(run_dir), *last])
 
 
 class JsonlSink:
