@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := tensorboard,wandb,rovers,dev
+EXTRAS := tensorboard,wandb,rovers,notebook,dev
 
 # Asked for only when something is installed: each candidate must really start, because a
 # pyenv shim named python3.11 exists even where no such Python does.
