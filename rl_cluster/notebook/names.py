@@ -23,11 +23,7 @@ class Names:
 
     def __iter__(self) -> Iterator[str]:
         """In the run's order."""
-        return iter(list(self._read()))
-
-    def __len__(self) -> int:
-        """How many there are now."""
-        return len(list(self))
+        return iter(self._read())
 
     def __getitem__(self, name: str) -> str:
         """The name itself; KeyError names those that there are."""
