@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run run-rover test lint format bench bench-quick chaos
+.PHONY: help install run run-rover test lint format bench bench-quick chaos notebooks
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 10
@@ -49,6 +49,9 @@ bench: install  ## every benchmark beside our peers (hours; CLEANRL=checkout of 
 
 bench-quick: install  ## the benchmarks B1 to B5 in under ten minutes, once the peers are installed
 	$(BIN)/python experiments/benchmarks/bench.py --quick $(if $(CLEANRL),--cleanrl $(CLEANRL))
+
+notebooks: install  ## run all notebooks and write docs/notebooks/ (minutes; wants chromium and npm)
+	$(BIN)/python notebooks/render_notebooks.py
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,8 +17,7 @@ import nbformat
 from nbclient import NotebookClient
 from page import write_page
 
-from rl_cluster.cluster.training import stop_run
-from rl_cluster.run_directory import is_in_use
+from rl_cluster.cluster.runtime import end_processes
 
 HERE = Path(__file__).resolve().parent
 PAGES = HERE.parent / "docs" / "notebooks"
@@ -33,6 +31,10 @@ def notebooks() -> list[Path]:
 
 def execute(path: Path, work_dir: Path) -> Any:
     """Run a notebook in `work_dir`, beside a link to the experiments; return it with its outputs.
+
+    Args:
+      path: of the notebook.
+      work_dir: empty, absolute; runs are made below it, and none is left at work.
 
     Raises:
       CellExecutionError: a cell failed; the message has its code and its error.
@@ -51,8 +53,7 @@ def execute(path: Path, work_dir: Path) -> Any:
         client.execute(env=os.environ | {"PYTHONPATH": str(HERE.parent)})
     finally:
         for run_dir in place.glob("runs/*"):
-            if is_in_use(run_dir):
-                stop_run(run_dir)
+            end_processes(run_dir)
     return notebook
 
 
@@ -64,7 +65,6 @@ def main() -> int:
     for path in [path for path in notebooks() if not names or path.stem in names]:
         with tempfile.TemporaryDirectory() as work_dir:
             notebook = execute(path, Path(work_dir))
-            shutil.rmtree(PAGES / path.stem, ignore_errors=True)
             print(write_page(notebook, path.stem, PAGES, Path(work_dir) / HERE.name))
     return 0
 

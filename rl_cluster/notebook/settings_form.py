@@ -70,7 +70,8 @@ def _concerns(setting: str, config: TaskConfig) -> bool:
 def _field(setting: str, value: float) -> Any:
     import ipywidgets
 
-    options: dict[str, Any] = {"value": value, "description": setting, "style": _STYLE}
+    layout = ipywidgets.Layout(width="360px")
+    options = {"value": value, "description": setting, "style": _STYLE, "layout": layout}
     if setting in _SHARES:
         return ipywidgets.FloatSlider(min=0.0, max=1.0, step=0.01, **options)
     kind = ipywidgets.IntText if isinstance(value, int) else ipywidgets.FloatText

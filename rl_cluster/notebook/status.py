@@ -14,6 +14,7 @@ from rl_cluster.telemetry.report import summary_table
 from rl_cluster.telemetry.summary import Summary, is_stale, read_summary
 
 _STYLE = """<style>
+.rl-cluster table { font-size: 13px; }
 .rl-cluster small { display: block; opacity: .65; }
 .rl-cluster td, .rl-cluster th { text-align: right; padding: 3px 9px; vertical-align: top; }
 .rl-cluster td:first-child, .rl-cluster th:first-child { text-align: left; }
