@@ -123,7 +123,7 @@ class RunHandle(RecordedRun):
         """
         from rl_cluster.notebook.panel import Panel
 
-        return Panel(self, self._run_dir, self.tiers).box
+        return Panel(self, self._run_dir).box
 
     def _tier_names(self) -> list[str]:
         return [*load(self._run_dir / "config.yaml").load.tiers, AUTO, CUSTOM]

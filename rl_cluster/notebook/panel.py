@@ -1,21 +1,23 @@
 """The panel of a live run in a notebook: its state, and the levers that the command line has.
 
 Invariant: a lever moves only when a person moves it, and what the run answers, a refusal too, is
-shown. State comes from summary.json, so that looking asks the run for nothing.
+shown. State comes from summary.json, so that a panel left open asks the run for nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rl_cluster.config import ConfigError
 from rl_cluster.notebook.extra import needs
+from rl_cluster.notebook.names import Names
 from rl_cluster.notebook.refresh import refresh_every
 from rl_cluster.notebook.settings_form import SettingsForm
 from rl_cluster.notebook.status import is_live, status_html
-from rl_cluster.telemetry.summary import read_summary
+from rl_cluster.telemetry.summary import Summary
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -26,6 +28,12 @@ _ALL = "all tasks"
 
 class Levers(Protocol):
     """What the panel moves: a run's handle."""
+
+    tasks: Names
+    tiers: Names
+
+    def summary(self) -> Summary:
+        """State and figures."""
 
     def tier(self, name: str) -> None:
         """Ask for a tier."""
@@ -55,22 +63,23 @@ class Panel:
     Args:
       levers: of the run.
       run_dir: where its files are.
-      tiers: names that may be asked for.
 
     Raises:
       ModuleNotFoundError: ipywidgets is not installed.
-      FileNotFoundError: the run has not written a summary yet.
     """
 
-    def __init__(self, levers: Levers, run_dir: Path, tiers: Iterable[str]) -> None:
+    def __init__(self, levers: Levers, run_dir: Path) -> None:
         with needs("notebook"):
             import ipywidgets
         self._levers, self._run_dir = levers, run_dir
         self._status, self._answer = ipywidgets.HTML(), ipywidgets.HTML()
         self._task = ipywidgets.Dropdown(description="task", options=[_ALL])
         self._form = SettingsForm(run_dir)
-        asked = read_summary(run_dir)["tier"]["requested"]
-        self._tier = ipywidgets.ToggleButtons(description="tier", options=list(tiers), value=asked)
+        self._tier = ipywidgets.ToggleButtons(
+            description="tier",
+            options=list(levers.tiers),
+            value=levers.summary()["tier"]["requested"],
+        )
         self._new = ipywidgets.Text(description="new game", placeholder="Breakout")
         self._sure = ipywidgets.Checkbox(description="stop the whole run", indent=False)
         self.box: ipywidgets.VBox = ipywidgets.VBox(
@@ -85,9 +94,9 @@ class Panel:
             ]
         )
         self._tier.observe(self._ask_for_tier, "value")
-        self._task.observe(lambda change: self._form.show(self._chosen), "value")
+        self._task.observe(lambda _: self._show_settings(), "value")
         self._refresh()
-        self._form.show(None)
+        self._show_settings()
         refresh_every(f"panel of {run_dir}", _PERIOD_S, self._refresh)
 
     @property
@@ -105,6 +114,12 @@ class Panel:
 
     def _ask_for_tier(self, change: Mapping[str, Any]) -> None:
         self._do(f"tier {change['new']}", lambda: self._levers.tier(change["new"]))
+
+    def _show_settings(self) -> None:
+        try:
+            self._form.show(self._chosen)
+        except ConfigError as error:
+            self._say(str(error))
 
     def _apply(self) -> None:
         if changed := self._form.changed():
@@ -148,7 +163,7 @@ class Panel:
     def _refresh(self) -> bool:
         live = is_live(self._run_dir)
         self._status.value = status_html(self._run_dir)
-        names = [_ALL, *read_summary(self._run_dir)["tasks"]]
+        names = [_ALL, *self._levers.tasks]
         if names != list(self._task.options):
             chosen = self._task.value
             self._task.options = names

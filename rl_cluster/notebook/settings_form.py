@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_cluster.config import TaskConfig
+from rl_cluster.config import ConfigError, TaskConfig
 from rl_cluster.effective import read_effective
 from rl_cluster.levers import LIVE
 
@@ -42,10 +42,12 @@ class SettingsForm:
         """Show a task's settings; None: the first task's, to be changed in all.
 
         Raises:
-          ConfigError: effective.yaml cannot be read.
+          ConfigError: effective.yaml cannot be read, or does not have the task yet.
         """
         tasks = read_effective(self._run_dir).tasks
-        config = next(iter(tasks.values())) if task is None else tasks[task]
+        config = next(iter(tasks.values())) if task is None else tasks.get(task)
+        if config is None:
+            raise ConfigError(f"{task} has not begun yet: choose it again in a few seconds")
         names = [name for name in LIVE if _concerns(name, config)]
         self._shown = {name: attrgetter(name)(config) for name in names}
         self._fields = {name: _field(name, value) for name, value in self._shown.items()}
