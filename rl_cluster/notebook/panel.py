@@ -94,7 +94,7 @@ class Panel:
             ]
         )
         self._tier.observe(self._ask_for_tier, "value")
-        self._task.observe(lambda _: self._show_settings(), "value")
+        self._task.observe(self._show_settings, "value")
         self._refresh()
         self._show_settings()
         refresh_every(f"panel of {run_dir}", _PERIOD_S, self._refresh)
@@ -115,7 +115,7 @@ class Panel:
     def _ask_for_tier(self, change: Mapping[str, Any]) -> None:
         self._do(f"tier {change['new']}", lambda: self._levers.tier(change["new"]))
 
-    def _show_settings(self) -> None:
+    def _show_settings(self, _: Mapping[str, Any] | None = None) -> None:
         try:
             self._form.show(self._chosen)
         except ConfigError as error:
@@ -165,10 +165,18 @@ class Panel:
         self._status.value = status_html(self._run_dir)
         names = [_ALL, *self._levers.tasks]
         if names != list(self._task.options):
-            chosen = self._task.value
-            self._task.options = names
-            self._task.value = chosen if chosen in names else _ALL
+            self._offer(names)
         return live and self.box.comm is not None
+
+    def _offer(self, names: list[str]) -> None:
+        """Offer other tasks; what was typed for the one that is chosen stays, if it does."""
+        chosen = self._task.value
+        self._task.unobserve(self._show_settings, "value")
+        self._task.options = names
+        self._task.value = chosen if chosen in names else _ALL
+        self._task.observe(self._show_settings, "value")
+        if self._task.value != chosen:
+            self._show_settings()
 
 
 def _row(*parts: Any) -> Any:
