@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := tensorboard,wandb,rovers,dev
+EXTRAS := tensorboard,wandb,rovers,notebook,dev
 
 # Asked for only when something is installed: each candidate must really start, because a
 # pyenv shim named python3.11 exists even where no such Python does.
@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-debian run run-rover test wheel lint format bench bench-quick chaos
+.PHONY: help install install-debian run run-rover test wheel lint format bench bench-quick chaos notebooks
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 10
@@ -59,6 +59,9 @@ wheel: install  ## dist/, which a cluster's nodes install: the package and the v
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	cp constraints.txt dist/
 	rm -rf build
+
+notebooks: install  ## run all notebooks and write docs/notebooks/ (minutes; wants chromium and npm)
+	$(BIN)/python notebooks/render_notebooks.py
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -105,6 +105,20 @@ def with_replay(effective: EffectiveConfig, rows: Sequence[Difference]) -> Effec
     return EffectiveConfig(config, (*effective.differences, *rows))
 
 
+def read_effective(run_dir: Path) -> RunConfig:
+    """What runs, as RUN/effective.yaml says it.
+
+    Raises:
+      ConfigError: the file is missing or damaged, or of another version's settings.
+    """
+    path = run_dir / "effective.yaml"
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return config_file.from_mapping(document["config"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+
+
 class EffectiveFile:
     """RUN/effective.yaml of a live run, written anew whenever what runs has changed."""
 

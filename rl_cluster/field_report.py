@@ -93,19 +93,32 @@ def read_scores(task_dir: Path) -> dict[int, Score]:
 
 
 def save_view(task_dir: Path, rover: str, row: np.ndarray) -> None:
-    """Replace ROVER.png: what a rover saw last, obstacles red and seen ground green.
+    """Replace ROVER.png: what a rover saw last.
 
     Args:
       rover: its name.
       row: (ROW,) of a block.
     """
+    path = directory(task_dir) / f"{file_name(rover)}.png"
+    beside = path.with_name(f".{path.name}.tmp")
+    picture = Image.fromarray(view_pixels(row))
+    picture.resize((256, 256), Image.Resampling.NEAREST).save(beside, "PNG")
+    beside.replace(path)
+
+
+def view_pixels(row: np.ndarray) -> np.ndarray:
+    """What a rover saw, obstacles red and seen ground green.
+
+    Args:
+      row: (ROW,) of a block.
+
+    Returns:
+      (128, 128, 3) uint8.
+    """
     view = np.clip(row[: math.prod(BEV_SHAPE)].astype(np.float32).reshape(BEV_SHAPE), 0, 1)
     picture = np.zeros((*BEV_SHAPE[1:], 3), np.uint8)
     picture[..., :2] = (255 * view.transpose(1, 2, 0)).astype(np.uint8)
-    path = directory(task_dir) / f"{file_name(rover)}.png"
-    beside = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(picture).resize((256, 256), Image.Resampling.NEAREST).save(beside, "PNG")
-    beside.replace(path)
+    return picture
 
 
 def file_name(rover: str) -> str:

@@ -83,7 +83,7 @@ def test_everything_that_is_brought_along_is_pinned_and_installed_so() -> None:
 def installed_closure() -> dict[str, Version]:
     """Public versions of all that rl-cluster with all its extras needs here, as installed."""
     found: dict[str, Version] = {}
-    waiting = [("rl-cluster", frozenset({"tensorboard", "wandb", "rovers", "dev"}))]
+    waiting = [("rl-cluster", frozenset({"tensorboard", "wandb", "rovers", "notebook", "dev"}))]
     seen = set(waiting)
     while waiting:
         name, extras = waiting.pop()

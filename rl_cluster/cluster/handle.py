@@ -1,15 +1,16 @@
 """The run's handle: what command line and notebooks call to see and steer a live run.
 
 Invariant: a handle holds no part of the run. Dropping it, or the process that made it, changes
-nothing in training.
+nothing in training. What it shows beside the summary is read from files: see `RecordedRun`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray._private import services
@@ -18,25 +19,43 @@ from ray.util import list_named_actors
 
 from rl_cluster.cluster import names, runtime
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, read
+from rl_cluster.config_file import load
 from rl_cluster.control import Control
-from rl_cluster.run_directory import read_address
+from rl_cluster.levers import LIVE
+from rl_cluster.notebook.names import Names, tree_of_names
+from rl_cluster.notebook.recorded import RecordedRun
+from rl_cluster.run_directory import RunDirectoryError, is_in_use, read_address
+from rl_cluster.supervision.tiers import AUTO, CUSTOM
 from rl_cluster.telemetry.summary import Summary
 
+if TYPE_CHECKING:
+    import ipywidgets
+
 _ANSWER_TIMEOUT_S, _LINE_TIMEOUT_S = 60.0, 5.0
+_LOOK_S = 0.3
 
 
 class RunUnreachable(RuntimeError):
     """The run's cluster or supervisor does not answer, or refused; the message says which."""
 
 
-class RunHandle:
-    """A live run."""
+class RunHandle(RecordedRun):
+    """A live run: its levers, and all that a recorded run shows.
+
+    `tasks`, `tiers` and `settings` hold names to be picked with TAB, such as `run.tasks.Pong`,
+    `run.tiers.heavy` and `run.settings.learner.batch`.
+    """
 
     def __init__(self, run_dir: Path, supervisor: Actor) -> None:
-        self._run_dir, self._supervisor = run_dir, supervisor
+        super().__init__(run_dir)
+        self._supervisor = supervisor
+        self.tiers = Names("tier", self._tier_names)
+        """Names that `tier` takes."""
+        self.settings = tree_of_names(LIVE)
+        """Names that `change` takes."""
 
     def summary(self) -> Summary:
-        """State and figures, as in summary.json."""
+        """State and figures, as in summary.json, asked of the run itself."""
         summary: Summary = _answer(self._supervisor.summary.remote())
         return summary
 
@@ -108,25 +127,56 @@ class RunHandle:
         return paths
 
     def stop(self) -> None:
-        """Save everything and end the run."""
+        """Ask the run to save everything and end; it has when `summary.json` says so."""
         Control(self._run_dir).request("stop")
 
+    def detach(self) -> None:
+        """Disconnect from the run, which goes on; then this process may attach to another."""
+        runtime.leave()
 
-def attach(run_dir: str | Path) -> RunHandle:
+    def widget(self) -> ipywidgets.VBox:
+        """A panel for Jupyter: live state, tier, pause and resume, live settings, games, stop.
+
+        Raises:
+          ModuleNotFoundError: the extra `notebook` is not installed.
+        """
+        from rl_cluster.notebook.panel import Panel
+
+        return Panel(self, self._run_dir).box
+
+    def _tier_names(self) -> list[str]:
+        return [*load(self._run_dir / "config.yaml").load.tiers, AUTO, CUSTOM]
+
+
+def attach(run_dir: str | Path, wait_s: float = 0.0) -> RunHandle:
     """Connect to the live run in a directory.
 
+    Args:
+      run_dir: the run's.
+      wait_s: longest to wait for a run that is still starting.
+
     Raises:
-      RunDirectoryError: it is not running, or this is no run.
+      RunDirectoryError: it is not running, is still starting, or this is no run.
       RunUnreachable: its cluster or its supervisor does not answer.
     """
-    path = Path(run_dir).absolute()
+    path, deadline_s = Path(run_dir).absolute(), time.monotonic() + wait_s
+    while True:
+        try:
+            return _attach(path)
+        except (RunDirectoryError, RunUnreachable):
+            if time.monotonic() > deadline_s or not is_in_use(path):
+                raise
+        time.sleep(_LOOK_S)
+
+
+def _attach(path: Path) -> RunHandle:
     cluster = read_address(path)
     try:
         runtime.join(cluster)
         return RunHandle(path, ray.get_actor(names.SUPERVISOR, namespace=cluster.namespace))
     except (ConnectionError, ValueError, RayError) as error:
         raise RunUnreachable(
-            f"the run in {run_dir} says that it is at {cluster.address}, but it does not answer: "
+            f"the run in {path} says that it is at {cluster.address}, but it does not answer: "
             f"{cause_of(error)}"
         ) from error
 

@@ -16,6 +16,8 @@ from ray._common import network_utils
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 
+from rl_cluster.cluster.placement import live_nodes
+
 _ANSWER_S = 0.5
 """The supervisor waits for it between two ticks."""
 
@@ -43,12 +45,10 @@ def object_store_bytes() -> int | None:
 
 def metrics_addresses() -> list[str]:
     """Where the cluster's nodes give their figures to Prometheus; the GCS is asked."""
-    ask: Any = ray.nodes
     build_address: Any = network_utils.build_address  # type: ignore[attr-defined]
     return [
         build_address(node["NodeManagerAddress"], node["MetricsExportPort"])
-        for node in ask()
-        if node["Alive"]
+        for node in live_nodes()
     ]
 
 

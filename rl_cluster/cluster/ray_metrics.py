@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge
 
+from rl_cluster.telemetry.incidents import Incident
 from rl_cluster.telemetry.metrics import METRICS
 from rl_cluster.telemetry.prometheus import LABELS, exported
-from rl_cluster.telemetry.writers import Row
+from rl_cluster.telemetry.rows import Row
 
 
 class RayMetricsSink:
@@ -42,6 +43,9 @@ class RayMetricsSink:
                 self._gauges[name].set(scaled, tags)
             else:
                 self._count(name, scaled, tags)
+
+    def incident(self, incident: Incident) -> None:
+        """Prometheus holds numbers only; `incidents` counts them."""
 
     def _count(self, name: str, total: float, tags: dict[str, str]) -> None:
         known = (name, tags["task"])

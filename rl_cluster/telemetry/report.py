@@ -66,7 +66,7 @@ def render_report(files: RunFiles, now_s: float, hourly: float | None = None) ->
     name = escape(files.summary["run"] if files.summary else files.directory.resolve().name)
     sections = (
         _header(name, files, now_s),
-        section("summary", "Summary", _summary_table(files.summary)),
+        section("summary", "Summary", summary_table(files.summary)),
         section("goodput", "Goodput", _goodput(files, hourly)),
         *(_task_section(task, found) for task, found in files.tasks.items()),
         section("effective", "Requested and effective", _differences(files)),
@@ -103,7 +103,8 @@ def _header(name: str, files: RunFiles, now_s: float) -> str:
     )
 
 
-def _summary_table(summary: Summary | None) -> str:
+def summary_table(summary: Summary | None) -> str:
+    """Return the tasks of a run as a table of HTML, and below it why any of them is parked."""
     if summary is None or not summary["tasks"]:
         return '<p class="empty">nothing is known yet</p>'
     heads = ("game", "env frames", "updates", "samples/insert", "policy lag", "replay",

@@ -1,0 +1,21 @@
+"""The extra that notebooks need, named where it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Import what an extra brings.
+
+    Raises:
+      ModuleNotFoundError: it is not installed; the message is the line that installs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed: pip install 'rl-cluster[{extra}]'", name=error.name
+        ) from error

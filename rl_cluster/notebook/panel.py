@@ -1,0 +1,193 @@
+"""The panel of a live run in a notebook: its state, and the levers that the command line has.
+
+Invariant: a lever moves only when a person moves it, and what the run answers, a refusal too, is
+shown. State comes from summary.json, so that a panel left open asks the run for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rl_cluster.config import ConfigError
+from rl_cluster.notebook.extra import needs
+from rl_cluster.notebook.names import Names
+from rl_cluster.notebook.refresh import refresh_every
+from rl_cluster.notebook.settings_form import SettingsForm
+from rl_cluster.notebook.status import is_live, status_html
+from rl_cluster.telemetry.summary import Summary
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+_PERIOD_S = 2.0
+_ALL = "all tasks"
+
+
+class Levers(Protocol):
+    """What the panel moves: a run's handle."""
+
+    tasks: Names
+    tiers: Names
+
+    def summary(self) -> Summary:
+        """State and figures."""
+
+    def tier(self, name: str) -> None:
+        """Ask for a tier."""
+
+    def pause(self, task: str | None = None) -> None:
+        """Let a task rest, or all."""
+
+    def resume(self, task: str | None = None) -> None:
+        """Let it go on."""
+
+    def change(self, settings: Mapping[str, Any], task: str | None = None) -> None:
+        """Change live settings."""
+
+    def add(self, task: str, settings: Mapping[str, Any] | None = None) -> None:
+        """Take a task into the run."""
+
+    def remove(self, task: str) -> None:
+        """Let a task leave it."""
+
+    def stop(self) -> None:
+        """End the run."""
+
+
+class Panel:
+    """The widgets of one run, in `box`.
+
+    Args:
+      levers: of the run.
+      run_dir: where its files are.
+
+    Raises:
+      ModuleNotFoundError: ipywidgets is not installed.
+    """
+
+    def __init__(self, levers: Levers, run_dir: Path) -> None:
+        with needs("notebook"):
+            import ipywidgets
+        self._levers, self._run_dir = levers, run_dir
+        self._status, self._answer = ipywidgets.HTML(), ipywidgets.HTML()
+        self._task = ipywidgets.Dropdown(description="task", options=[_ALL])
+        self._form = SettingsForm(run_dir)
+        self._tier = ipywidgets.ToggleButtons(
+            description="tier",
+            options=list(levers.tiers),
+            value=levers.summary()["tier"]["requested"],
+        )
+        self._new = ipywidgets.Text(description="new game", placeholder="Breakout")
+        self._sure = ipywidgets.Checkbox(description="stop the whole run", indent=False)
+        self.box: ipywidgets.VBox = ipywidgets.VBox(
+            [
+                self._status,
+                self._tier,
+                _row(self._task, *self._task_buttons()),
+                self._form.box,
+                _row(_button("Apply", self._apply, "of the task above, or of all"), self._answer),
+                _row(self._new, _button("Add", self._add, "with the first task's settings")),
+                _row(self._sure, _button("Stop", self._stop, "saves everything and ends the run")),
+            ]
+        )
+        self._tier.observe(self._ask_for_tier, "value")
+        self._task.observe(self._show_settings, "value")
+        self._refresh()
+        self._show_settings()
+        refresh_every(f"panel of {run_dir}", _PERIOD_S, self._refresh)
+
+    @property
+    def _chosen(self) -> str | None:
+        return None if self._task.value == _ALL else self._task.value
+
+    def _task_buttons(self) -> list[Any]:
+        return [
+            _button("Pause", lambda: self._do("pause", lambda: self._levers.pause(self._chosen))),
+            _button(
+                "Resume", lambda: self._do("resume", lambda: self._levers.resume(self._chosen))
+            ),
+            _button("Remove", self._remove, "it saves and leaves the run; its files stay"),
+        ]
+
+    def _ask_for_tier(self, change: Mapping[str, Any]) -> None:
+        self._do(f"tier {change['new']}", lambda: self._levers.tier(change["new"]))
+
+    def _show_settings(self, _: Mapping[str, Any] | None = None) -> None:
+        try:
+            self._form.show(self._chosen)
+        except ConfigError as error:
+            self._say(str(error))
+
+    def _apply(self) -> None:
+        if changed := self._form.changed():
+            self._do(f"set {', '.join(changed)}", lambda: self._change(changed))
+        else:
+            self._say("nothing is changed: enter another value first")
+
+    def _change(self, settings: Mapping[str, Any]) -> None:
+        self._levers.change(settings, self._chosen)
+        self._form.taken()
+
+    def _remove(self) -> None:
+        if (task := self._chosen) is None:
+            self._say("choose one task to remove")
+        else:
+            self._do(f"remove {task}", lambda: self._levers.remove(task))
+
+    def _add(self) -> None:
+        task = self._new.value
+        self._do(f"add {task}", lambda: self._levers.add(task))
+
+    def _stop(self) -> None:
+        if self._sure.value:
+            self._do("stop", self._levers.stop)
+        else:
+            self._say("tick the box beside it first")
+
+    def _do(self, what: str, lever: Callable[[], None]) -> None:
+        """Move a lever and say what came of it; a refusal is an answer too."""
+        self._say(f"{what} …")
+        try:
+            lever()
+        except (RuntimeError, ValueError) as error:
+            self._say(f"{what} was refused: {error}")
+        else:
+            self._say(f"{what}: done")
+
+    def _say(self, text: str) -> None:
+        self._answer.value = escape(text)
+
+    def _refresh(self) -> bool:
+        live = is_live(self._run_dir)
+        self._status.value = status_html(self._run_dir)
+        names = [_ALL, *self._levers.tasks]
+        if names != list(self._task.options):
+            self._offer(names)
+        return live and self.box.comm is not None
+
+    def _offer(self, names: list[str]) -> None:
+        """Offer other tasks; what was typed for the one that is chosen stays, if it does."""
+        chosen = self._task.value
+        self._task.unobserve(self._show_settings, "value")
+        self._task.options = names
+        self._task.value = chosen if chosen in names else _ALL
+        self._task.observe(self._show_settings, "value")
+        if self._task.value != chosen:
+            self._show_settings()
+
+
+def _row(*parts: Any) -> Any:
+    import ipywidgets
+
+    return ipywidgets.HBox(parts)
+
+
+def _button(text: str, action: Callable[[], None], tooltip: str = "") -> Any:
+    import ipywidgets
+
+    button = ipywidgets.Button(description=text, tooltip=tooltip)
+    button.on_click(lambda _: action())
+    return button
