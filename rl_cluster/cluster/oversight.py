@@ -91,7 +91,7 @@ class Oversight:
             supervisor.max_backoff_s,
             supervisor.max_fruitless_restarts,
         )
-        self._deadlines, self._rollout_places = deadlines, RolloutPlaces(config.cluster)
+        self._deadlines = deadlines
         self.load = LoadControl(
             self.plan.run_dir,
             config.load,
@@ -101,7 +101,8 @@ class Oversight:
             self.wishes.tier,
             state.get("load") if same_session else None,
         )
-        self.crew = Crew(rule, deadlines, config.seed, sayer(self.hub))
+        places = RolloutPlaces(config.cluster)
+        self.crew = Crew(rule, deadlines, config.seed, sayer(self.hub), places)
         earlier = self._earlier_tasks()
         self.reports: dict[str, TaskReport] = {}
         for task in config.tasks:
@@ -351,7 +352,7 @@ class Oversight:
             run.tracker_ids[task],
             min(1.0, gpus / len(run.config.tasks)) if gpus else 0.0,
             self._deadlines,
-            self._rollout_places,
+            self.crew.rollout_places,
         )
         config = at_load(self.requested(task), self.load.state)
         return TaskGroup(task_plan, config, self.crew.weights)
