@@ -15,7 +15,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from page import write_page
+from notebook_page import write_page
 
 from rl_cluster.cluster.runtime import end_processes
 
