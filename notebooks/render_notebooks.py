@@ -46,6 +46,7 @@ def execute(path: Path, work_dir: Path) -> Any:
     client = NotebookClient(
         notebook,
         timeout=_CELL_TIMEOUT_S,
+        startup_timeout=_CELL_TIMEOUT_S,
         kernel_name="python3",
         resources={"metadata": {"path": str(place)}},
     )
