@@ -15,7 +15,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from page import write_page
+from notebook_page import write_page
 
 from rl_cluster.cluster.runtime import end_processes
 
@@ -46,6 +46,7 @@ def execute(path: Path, work_dir: Path) -> Any:
     client = NotebookClient(
         notebook,
         timeout=_CELL_TIMEOUT_S,
+        startup_timeout=_CELL_TIMEOUT_S,
         kernel_name="python3",
         resources={"metadata": {"path": str(place)}},
     )

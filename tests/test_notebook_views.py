@@ -112,7 +112,9 @@ def test_incidents_are_a_frame(run: RecordedRun, run_dir: Path) -> None:
 
 def test_curves_have_a_line_for_each_task_and_what_it_is_compared_with(run: RecordedRun) -> None:
     loss, evaluation = run.curves("loss", "evaluation_mean_return").figure().axes
-    assert [line.get_label() for line in loss.lines] == ["Pong", "Ms-Pacman"]
+    assert [line.get_label() for line in loss.lines] == ["Ms-Pacman", "Pong"]
+    assert [line.get_color() for line in loss.lines] == ["C0", "C1"]
+    assert [line.get_color() for line in evaluation.lines] == ["C0", "C0", "C1", "C1"]
     assert loss.lines[0].get_xydata().tolist() == [[400 * k, 1 / (k + 1)] for k in range(5)]
     assert [line.get_linestyle() for line in evaluation.lines] == ["-", "--"] * 2
     (alone,) = run.curves("loss", task="Pong").figure().axes

@@ -19,6 +19,7 @@ from rl_cluster.notebook.refresh import refresh_every
 from rl_cluster.notebook.status import is_live
 from rl_cluster.telemetry import writers
 from rl_cluster.telemetry.charts import Curve
+from rl_cluster.telemetry.formatting import short_count
 from rl_cluster.telemetry.metrics import metric_named
 
 if TYPE_CHECKING:
@@ -99,19 +100,24 @@ class Curves:
         return png_of(self.figure())
 
     def _draw(self, metric: str, curves: dict[tuple[str, str], Curve], axes: Axes) -> None:
-        about = metric_named(metric)
+        from matplotlib.ticker import MaxNLocator
+
         other, label = _BESIDE.get(metric, ("", ""))
-        found = [key for key in curves if key[1] == metric and self._task in (None, key[0])]
-        for index, (task, _) in enumerate(found):
-            colour = f"C{index}"
+        # By name, so that a task has one colour in all charts.
+        colours = {task: f"C{n}" for n, task in enumerate(sorted({task for task, _ in curves}))}
+        for task, colour in colours.items():
+            if self._task not in (None, task) or (task, metric) not in curves:
+                continue
             _line(axes, curves[task, metric], colour, label=task)
             if (task, other) in curves:
-                beside = f"{label}, {task}" if len(found) > 1 else label
+                beside = f"{label}, {task}"
                 _line(axes, curves[task, other], colour, label=beside, linestyle="--", linewidth=1)
         axes.set_title(metric, fontsize=10)
         axes.set_xlabel("env frames", fontsize=8)
-        axes.set_ylabel(about.unit, fontsize=8)
+        axes.set_ylabel(metric_named(metric).unit, fontsize=8)
         axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(lambda frames, _: short_count(frames))
         axes.grid(alpha=0.3)
         if len(axes.lines) > 1:
             axes.legend(fontsize=8)
