@@ -1,4 +1,4 @@
-"""`experiments/atari_ten_games.yaml` as it stands, on its tier, with small games and short slices."""
+"""`experiments/atari_ten_games.yaml` on its own tier, with small games and short slices."""
 
 from __future__ import annotations
 
