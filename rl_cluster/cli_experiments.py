@@ -6,6 +6,7 @@ Sweep, compare, forecast; as thin as the others (`cli.py`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,20 +46,27 @@ def _train_seeds(plan: SweepPlan, stop: StopFlag) -> int:
     failed = 0
     with Sweep(plan, stop) as sweep:
         for seed in plan.seeds:
-            print(f"seed {seed}: {plan.run_dir(seed)}", flush=True)
+            _say(f"seed {seed}: {plan.run_dir(seed)}")
             with Display() as display:
                 outcome = sweep.train(seed, showing(display))
                 if outcome.summary is not None:
-                    display.finish(outcome.summary)
-            print(f"seed {seed}: {_words(outcome)}", flush=True)
+                    with contextlib.suppress(OSError, SystemExit):
+                        display.finish(outcome.summary)
+            _say(f"seed {seed}: {_words(outcome)}")
             failed += outcome.state == "failed"
             if outcome.state == "interrupted":
-                print("everything is saved; the same command goes on with it")
+                _say("everything is saved; the same command goes on with it")
                 return INTERRUPTED
-    print(f"to compare: rl-cluster compare {plan.directory}")
+    _say(f"to compare: rl-cluster compare {plan.directory}")
     if failed:
         return complain(f"{failed} of {len(plan.seeds)} runs failed", FAILED)
     return DONE
+
+
+def _say(text: str) -> None:
+    """Print, where there is still somebody to read it: a sweep outlives its terminal."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def _words(outcome: Outcome) -> str:
@@ -69,10 +77,11 @@ def _words(outcome: Outcome) -> str:
             f"failed: {outcome.reason} (to try it once more: rl-cluster train CONFIG "
             f"--run {outcome.run_dir} --resume)"
         )
+    if outcome.state == "interrupted":
+        return "interrupted"
     if outcome.summary is None:
-        return f"was {outcome.state} before"
-    note = report_note(outcome.run_dir) if outcome.state == "completed" else ""
-    return f"{outcome.state} {note}".strip()
+        return "was completed before"
+    return f"completed; {report_note(outcome.run_dir)}"
 
 
 def compare(arguments: argparse.Namespace) -> int:

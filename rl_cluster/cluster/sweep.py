@@ -19,7 +19,7 @@ from rl_cluster.run_directory import RunDirectory, RunDirectoryError, is_in_use
 from rl_cluster.signals import StopFlag
 from rl_cluster.supervision.admission import AdmissionError
 from rl_cluster.sweep_plan import SweepPlan
-from rl_cluster.telemetry.summary import Summary, read_summary
+from rl_cluster.telemetry.summary import Summary, SummaryError, read_summary
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,8 @@ def _ended(run_dir: Path) -> Outcome | None:
         summary = read_summary(run_dir)
     except FileNotFoundError:
         return None
+    except SummaryError as error:
+        return Outcome(run_dir, "failed", str(error), None)
     if summary["state"] == "completed":
         return Outcome(run_dir, "completed", "", None)
     if summary["state"] == "failed":
