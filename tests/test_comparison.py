@@ -158,9 +158,10 @@ def test_the_page_refers_to_nothing_outside_itself_and_escapes_names(tmp_path: P
     html = write_comparison(compare([*odd, *other]), tmp_path / "out").read_text()
     assert not re.search(r"https?:|//[a-z]|url\(|@import|<script|<link|<b>", html)
     assert html.count('class="band series-0"') == html.count('class="band series-1"') == 1
-    console = Console(file=io.StringIO(), width=120)
+    text = io.StringIO()
+    console = Console(file=text, width=120)
     for table in terminal_tables(compare([*odd, *other])):
         console.print(table)
-    assert console.file.getvalue().count("<b>[i]odd") == 3  # type: ignore[attr-defined]
+    assert text.getvalue().count("<b>[i]odd") == 3
     shown = compare([*odd, *other])._repr_html_()
     assert shown.startswith('<iframe srcdoc="&lt;!doctype html&gt;')
