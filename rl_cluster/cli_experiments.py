@@ -39,34 +39,28 @@ def sweep(arguments: argparse.Namespace, stop: StopFlag) -> int:
 
 
 def _train_seeds(plan: SweepPlan, stop: StopFlag) -> int:
-    from rl_cluster.cli_display import showing
+    from rl_cluster.cli_display import announce, say, showing
     from rl_cluster.cluster.sweep import Sweep
     from rl_cluster.telemetry.display import Display
 
     failed = 0
-    with Sweep(plan, stop) as sweep:
+    with Sweep(plan, stop, announce) as sweep:
         for seed in plan.seeds:
-            _say(f"seed {seed}: {plan.run_dir(seed)}")
+            say(f"seed {seed}")
             with Display() as display:
                 outcome = sweep.train(seed, showing(display))
                 if outcome.summary is not None:
                     with contextlib.suppress(OSError, SystemExit):
                         display.finish(outcome.summary)
-            _say(f"seed {seed}: {_words(outcome)}")
+            say(f"seed {seed}: {_words(outcome)}")
             failed += outcome.state == "failed"
             if outcome.state == "interrupted":
-                _say("everything is saved; the same command goes on with it")
+                say("everything is saved; the same command goes on with it")
                 return INTERRUPTED
-    _say(f"to compare: rl-cluster compare {plan.directory}")
+    say(f"to compare: rl-cluster compare {plan.directory}")
     if failed:
         return complain(f"{failed} of {len(plan.seeds)} runs failed", FAILED)
     return DONE
-
-
-def _say(text: str) -> None:
-    """Print, where there is still somebody to read it: a sweep outlives its terminal."""
-    with contextlib.suppress(OSError):
-        print(text, flush=True)
 
 
 def _words(outcome: Outcome) -> str:
@@ -141,7 +135,7 @@ def _measured(
     stop: StopFlag,
 ) -> Forecast | None:
     """The forecast; None where a person did not want to wait for it."""
-    from rl_cluster.cli_display import showing
+    from rl_cluster.cli_display import announce, showing
     from rl_cluster.cluster.trial import measure
     from rl_cluster.forecast import Forecast, assumptions, foretell
     from rl_cluster.machine import detect
@@ -150,8 +144,10 @@ def _measured(
     machine, hourly, tiers = detect().words, arguments.hourly, []
     for tier, trial in trials.items():
         with Display() as display:
-            show = (lambda _: None) if arguments.json else showing(display)
-            rates = measure(trial, stop, show)
+            if arguments.json:
+                rates = measure(trial, stop, lambda *_: None, lambda _: None)
+            else:
+                rates = measure(trial, stop, announce, showing(display))
         if rates is None:
             return None
         tiers.append(foretell(config, tier, rates, arguments.env_frames, hourly))
