@@ -5,7 +5,7 @@ Invariant: nothing that happens to the terminal reaches the run.
 
 from __future__ import annotations
 
-import sys
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,15 +41,20 @@ def report_note(run_dir: Path) -> str:
 
 def announce(prepared: PreparedRun, run_dir: Path) -> None:
     """Print what this machine made of a configuration."""
-    print(f"run directory: {run_dir}")
-    print(f"cluster: {prepared.effective.config.cluster.address}")
+    say(f"run directory: {run_dir}")
+    say(f"cluster: {prepared.effective.config.cluster.address}")
     admission = prepared.admission
-    print(
+    say(
         f"admitted: {admission.object_store_bytes / 1e9:.2f} GB of object store, "
         f"{admission.host_bytes / 1e9:.2f} GB in all"
     )
     for demand in prepared.demands:
-        print(f"{demand.name}: replay of {demand.blocks:,} blocks × {demand.block_bytes:,} bytes")
+        say(f"{demand.name}: replay of {demand.blocks:,} blocks × {demand.block_bytes:,} bytes")
     for row in prepared.effective.differences:
-        print(f"{row.setting}: {row.requested!r} -> {row.effective!r} ({row.reason})")
-    sys.stdout.flush()
+        say(f"{row.setting}: {row.requested!r} -> {row.effective!r} ({row.reason})")
+
+
+def say(text: str) -> None:
+    """Print a line, where there is still somebody to read it."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)

@@ -6,6 +6,7 @@ Sweep, compare, forecast; as thin as the others (`cli.py`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,24 +39,25 @@ def sweep(arguments: argparse.Namespace, stop: StopFlag) -> int:
 
 
 def _train_seeds(plan: SweepPlan, stop: StopFlag) -> int:
-    from rl_cluster.cli_display import showing
+    from rl_cluster.cli_display import announce, say, showing
     from rl_cluster.cluster.sweep import Sweep
     from rl_cluster.telemetry.display import Display
 
     failed = 0
-    with Sweep(plan, stop) as sweep:
+    with Sweep(plan, stop, announce) as sweep:
         for seed in plan.seeds:
-            print(f"seed {seed}: {plan.run_dir(seed)}", flush=True)
+            say(f"seed {seed}")
             with Display() as display:
                 outcome = sweep.train(seed, showing(display))
                 if outcome.summary is not None:
-                    display.finish(outcome.summary)
-            print(f"seed {seed}: {_words(outcome)}", flush=True)
+                    with contextlib.suppress(OSError, SystemExit):
+                        display.finish(outcome.summary)
+            say(f"seed {seed}: {_words(outcome)}")
             failed += outcome.state == "failed"
             if outcome.state == "interrupted":
-                print("everything is saved; the same command goes on with it")
+                say("everything is saved; the same command goes on with it")
                 return INTERRUPTED
-    print(f"to compare: rl-cluster compare {plan.directory}")
+    say(f"to compare: rl-cluster compare {plan.directory}")
     if failed:
         return complain(f"{failed} of {len(plan.seeds)} runs failed", FAILED)
     return DONE
@@ -69,10 +71,11 @@ def _words(outcome: Outcome) -> str:
             f"failed: {outcome.reason} (to try it once more: rl-cluster train CONFIG "
             f"--run {outcome.run_dir} --resume)"
         )
+    if outcome.state == "interrupted":
+        return "interrupted"
     if outcome.summary is None:
-        return f"was {outcome.state} before"
-    note = report_note(outcome.run_dir) if outcome.state == "completed" else ""
-    return f"{outcome.state} {note}".strip()
+        return "was completed before"
+    return f"completed; {report_note(outcome.run_dir)}"
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -132,7 +135,7 @@ def _measured(
     stop: StopFlag,
 ) -> Forecast | None:
     """The forecast; None where a person did not want to wait for it."""
-    from rl_cluster.cli_display import showing
+    from rl_cluster.cli_display import announce, showing
     from rl_cluster.cluster.trial import measure
     from rl_cluster.forecast import Forecast, assumptions, foretell
     from rl_cluster.machine import detect
@@ -141,8 +144,10 @@ def _measured(
     machine, hourly, tiers = detect().words, arguments.hourly, []
     for tier, trial in trials.items():
         with Display() as display:
-            show = (lambda _: None) if arguments.json else showing(display)
-            rates = measure(trial, stop, show)
+            if arguments.json:
+                rates = measure(trial, stop, lambda *_: None, lambda _: None)
+            else:
+                rates = measure(trial, stop, announce, showing(display))
         if rates is None:
             return None
         tiers.append(foretell(config, tier, rates, arguments.env_frames, hourly))

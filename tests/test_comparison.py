@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 from compared_runs import configured, write_group, write_run
 from live_run import command
+from rich.console import Console
 
 import rl_cluster
 from rl_cluster.comparison import compare
 from rl_cluster.comparison_runs import ComparisonError
 from rl_cluster.scores import human_normalized
 from rl_cluster.sweep_plan import SweepPlan
-from rl_cluster.telemetry.comparison_page import write_comparison
+from rl_cluster.telemetry.comparison_page import terminal_tables, write_comparison
 
 FAST, SLOW = (10.0, 12.0, 14.0, 20.0), (9.0, 11.0, 13.0)
 
@@ -151,10 +153,15 @@ def test_files_page_and_terminal_say_the_same(runs: list[Path], tmp_path: Path) 
 
 def test_the_page_refers_to_nothing_outside_itself_and_escapes_names(tmp_path: Path) -> None:
     odd = write_group(tmp_path / "x", 1e-3, FAST)
-    odd[0] = odd[0].rename(tmp_path / "<b>odd")
+    odd[0] = odd[0].rename(tmp_path / "<b>[i]odd")
     other = write_group(tmp_path / "y", 1e-4, SLOW)
     html = write_comparison(compare([*odd, *other]), tmp_path / "out").read_text()
     assert not re.search(r"https?:|//[a-z]|url\(|@import|<script|<link|<b>", html)
     assert html.count('class="band series-0"') == html.count('class="band series-1"') == 1
+    text = io.StringIO()
+    console = Console(file=text, width=120)
+    for table in terminal_tables(compare([*odd, *other])):
+        console.print(table)
+    assert text.getvalue().count("<b>[i]odd") == 3
     shown = compare([*odd, *other])._repr_html_()
     assert shown.startswith('<iframe srcdoc="&lt;!doctype html&gt;')

@@ -30,7 +30,7 @@ def test_an_interrupted_sweep_goes_on_and_its_runs_compare(tmp_path: Path) -> No
     first, second = sweep / "lr-seed-4", sweep / "lr-seed-6"
     words = ["sweep", CATCH, "--seeds", 4, 6, "--sweep", sweep]
     with LiveRun(CATCH, first, *SETTINGS, instead=words) as run:
-        before = run.wait_for(lambda s: s["tasks"]["Catch"]["learner_updates"] > 20, 100)
+        before = run.wait_for(lambda s: s["tasks"]["Catch"]["learner_updates"] > 20, 200)
         busy = command(*words, "--set", *SETTINGS)
         assert busy.returncode == 2 and "another `rl-cluster sweep`" in busy.stderr
         assert run.interrupt(signal.SIGINT) == 130, run.log()

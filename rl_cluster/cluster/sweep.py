@@ -14,12 +14,12 @@ from typing import Literal
 
 from rl_cluster.cluster import training
 from rl_cluster.config import ConfigError, RunConfig
-from rl_cluster.preparation import prepare
+from rl_cluster.preparation import PreparedRun, prepare
 from rl_cluster.run_directory import RunDirectory, RunDirectoryError, is_in_use
 from rl_cluster.signals import StopFlag
 from rl_cluster.supervision.admission import AdmissionError
 from rl_cluster.sweep_plan import SweepPlan
-from rl_cluster.telemetry.summary import Summary, read_summary
+from rl_cluster.telemetry.summary import Summary, SummaryError, read_summary
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,16 @@ class Outcome:
 
 
 class Sweep:
-    """One program's hand on a sweep; a context manager, since no two may train the same seeds."""
+    """One program's hand on a sweep; a context manager, since no two may train the same seeds.
 
-    def __init__(self, plan: SweepPlan, stop: StopFlag) -> None:
-        self.plan, self._stop = plan, stop
+    Args:
+      announce: receives what each run became on this machine, and its directory.
+    """
+
+    def __init__(
+        self, plan: SweepPlan, stop: StopFlag, announce: Callable[[PreparedRun, Path], None]
+    ) -> None:
+        self.plan, self._stop, self._announce = plan, stop, announce
         self._directory = RunDirectory(plan.directory)
 
     def __enter__(self) -> Sweep:
@@ -102,6 +108,7 @@ class Sweep:
         prepared = prepare(config)
         self.plan.write()
         directory.take(resume=(directory.path / "config.yaml").exists())
+        self._announce(prepared, directory.path)
         training.start(config, prepared, directory)
 
     def _watch(self, directory: RunDirectory, show: Callable[[Summary], None]) -> Outcome:
@@ -124,6 +131,8 @@ def _ended(run_dir: Path) -> Outcome | None:
         summary = read_summary(run_dir)
     except FileNotFoundError:
         return None
+    except SummaryError as error:
+        return Outcome(run_dir, "failed", str(error), None)
     if summary["state"] == "completed":
         return Outcome(run_dir, "completed", "", None)
     if summary["state"] == "failed":

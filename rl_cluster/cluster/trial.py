@@ -12,19 +12,23 @@ from pathlib import Path
 from rl_cluster.cluster import training
 from rl_cluster.config import RunConfig
 from rl_cluster.forecast import ForecastError, Rate, read_rates
-from rl_cluster.preparation import prepare
+from rl_cluster.preparation import PreparedRun, prepare
 from rl_cluster.run_directory import RunDirectory
 from rl_cluster.signals import StopFlag
 from rl_cluster.telemetry.summary import Summary
 
 
 def measure(
-    trial: RunConfig, stop: StopFlag, show: Callable[[Summary], None]
+    trial: RunConfig,
+    stop: StopFlag,
+    announce: Callable[[PreparedRun, Path], None],
+    show: Callable[[Summary], None],
 ) -> dict[str, Rate] | None:
     """Train, and return how fast each task did; None where `stop` was set first.
 
     Args:
       trial: as `as_trial` made it.
+      announce: receives what it became on this machine, and where it is.
       show: receives each new summary.
 
     Raises:
@@ -36,6 +40,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="rl-cluster-forecast-") as path:
         directory = RunDirectory(Path(path))
         directory.take(resume=False)
+        announce(prepared, directory.path)
         training.start(config, prepared, directory)
         try:
             summary = training.watch(directory, stop, show)

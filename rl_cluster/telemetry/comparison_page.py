@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from rl_cluster.comparison import Comparison, LearningCurve, Score
 from rl_cluster.telemetry.charts import SERIES, Chart, Line, render_chart
@@ -75,7 +76,7 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
     for row in comparison.scores:
         tables[0].add_row(
             row.task,
-            row.group,
+            Text(row.group),
             str(row.runs),
             score(row.mean_return),
             _interval(row.low, row.high),
@@ -85,13 +86,15 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
     if comparison.aggregates:
         tables.append(Table("group", "scale", "IQM", "95 %"))
         for mean in comparison.aggregates:
-            cells = (mean.group, mean.scale, number(mean.interquartile_mean))
-            tables[-1].add_row(*cells, _interval(mean.low, mean.high))
+            interval = _interval(mean.low, mean.high)
+            iqm = number(mean.interquartile_mean)
+            tables[-1].add_row(Text(mean.group), mean.scale, iqm, interval)
     if comparison.improvements:
         tables.append(Table("group", "over", "P(improvement)", "95 %"))
         for chance in comparison.improvements:
-            cells = (chance.group, chance.over, f"{chance.probability:.2f}")
-            tables[-1].add_row(*cells, _interval(chance.low, chance.high))
+            interval = _interval(chance.low, chance.high)
+            groups = Text(chance.group), Text(chance.over)
+            tables[-1].add_row(*groups, f"{chance.probability:.2f}", interval)
     return tables
 
 

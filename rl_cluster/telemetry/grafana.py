@@ -23,7 +23,7 @@ DATASOURCE = "rl-cluster"
 
 _BOARDS = {
     "training": ("progress", "speed", "learning", "returns"),
-    "data": ("replay", "stream"),
+    "data": ("replay", "network", "stream"),
     "health": ("health",),
 }
 """File name to the groups of metrics on it."""
@@ -33,6 +33,11 @@ _TOGETHER = (
     ("samples_per_insert_wanted", "samples_per_insert_actual"),
     ("replay_age_p50", "replay_age_p95"),
     ("policy_lag_p50", "policy_lag_p95"),
+    (
+        "network_block_bytes_per_s",
+        "network_unpacked_bytes_per_s",
+        "network_weights_bytes_per_s",
+    ),
     ("return_mean", "evaluation_mean_return", "evaluation_random_mean_return", "best_mean_return"),
     ("object_store_bytes", "host_memory_used_bytes", "run_memory_bytes"),
 )
