@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run run-rover test lint format bench bench-quick chaos
+.PHONY: help install run run-rover test wheel lint format bench bench-quick chaos
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 10
@@ -49,6 +49,12 @@ bench: install  ## every benchmark beside our peers (hours; CLEANRL=checkout of 
 
 bench-quick: install  ## the benchmarks B1 to B5 in under ten minutes, once the peers are installed
 	$(BIN)/python experiments/benchmarks/bench.py --quick $(if $(CLEANRL),--cleanrl $(CLEANRL))
+
+wheel: install  ## dist/, which a cluster's nodes install: the package and the versions of all it needs
+	rm -rf dist build
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	cp constraints.txt dist/
+	rm -rf build
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

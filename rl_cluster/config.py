@@ -285,6 +285,10 @@ class ClusterConfig(Settings):
     """local: a cluster of this run's own; auto or host:port: one that is there."""
     dashboard: Switch = False
     """Start Ray's dashboard on loopback with a local cluster (about 0.9 GB)."""
+    rollout_labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Ray's labels of the nodes that rollouts may run on, such as `pool: cpu`; {}: on any."""
+    rollout_resources: dict[str, PositiveFloat] = dataclasses.field(default_factory=dict)
+    """What each rollout reserves of its node, such as `CPU: 1`; {}: spread evenly over nodes."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ back-off and brings it back empty: the supervisor replaces it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ def spawn(
     cls: type,
     name: str,
     *arguments: Any,
+    placement: Mapping[str, Any] | None = None,
     max_concurrency: int | None = None,
     num_gpus: float = 0.0,
     restarted_by_ray: bool = False,
@@ -31,6 +33,7 @@ def spawn(
       cls: the plain class that it runs.
       name: unique within the run.
       arguments: of the class's constructor.
+      placement: Ray's options that say where (see `placement`); None: wherever Ray likes.
       max_concurrency: calls that it answers at once; None: Ray's default for the class.
       num_gpus: share of a GPU that it holds.
       restarted_by_ray: whenever it dies, with the same arguments; one of that name that is there
@@ -42,6 +45,7 @@ def spawn(
     options: dict[str, Any] = {
         "name": name,
         "num_cpus": 0,
+        **(placement or {}),
         "num_gpus": num_gpus,
         "lifetime": "detached",
         "max_restarts": -1 if restarted_by_ray else 0,

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, read, spawn
 from rl_cluster.cluster.messages import StopReport
+from rl_cluster.cluster.placement import at_home
 from rl_cluster.cluster.task_group import TaskGroup
 from rl_cluster.cluster.weights_actor import WeightsActor
 from rl_cluster.cluster.worker import Notice, Worker, WorkerState
@@ -48,7 +49,9 @@ class Crew:
         self._rule, self._say, self._recurrence = rule, say, Recurrence()
         self._now_s = 0.0
         self._rng = np.random.default_rng(seed)
-        self.weights: Actor = spawn(WeightsActor, names.WEIGHTS, restarted_by_ray=True)
+        self.weights: Actor = spawn(
+            WeightsActor, names.WEIGHTS, placement=at_home(), restarted_by_ray=True
+        )
         self._weights_place = Worker(names.WEIGHTS, "", "weights", deadlines)
         self._weights_place.fill(self.weights, 0.0)
 

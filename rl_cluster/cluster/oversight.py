@@ -16,6 +16,7 @@ from rl_cluster.cluster.crew import Crew, sayer
 from rl_cluster.cluster.keeper_guard import KeeperGuard
 from rl_cluster.cluster.messages import RunClock
 from rl_cluster.cluster.node_guard import NodeGuard
+from rl_cluster.cluster.placement import RolloutPlaces
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.run_report import RunReport
@@ -90,7 +91,7 @@ class Oversight:
             supervisor.max_backoff_s,
             supervisor.max_fruitless_restarts,
         )
-        self._deadlines = deadlines
+        self._deadlines, self._rollout_places = deadlines, RolloutPlaces(config.cluster)
         self.load = LoadControl(
             self.plan.run_dir,
             config.load,
@@ -350,6 +351,7 @@ class Oversight:
             run.tracker_ids[task],
             min(1.0, gpus / len(run.config.tasks)) if gpus else 0.0,
             self._deadlines,
+            self._rollout_places,
         )
         config = at_load(self.requested(task), self.load.state)
         return TaskGroup(task_plan, config, self.crew.weights)

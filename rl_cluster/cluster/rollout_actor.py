@@ -17,6 +17,8 @@ from ray.exceptions import RayError
 from rl_cluster import exploration
 from rl_cluster.agents.policy import GreedyPolicy
 from rl_cluster.cluster.actors import Actor, Ref, is_here, read
+from rl_cluster.cluster.parcels import Collected, pack
+from rl_cluster.cluster.placement import node_id
 from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import make_environment, spec_of
@@ -39,6 +41,8 @@ class WeightsInbox:
         self._looked_s = 0.0
         self._vector: Ref | None = None
         self._question: Ref
+        self.taken_bytes = 0
+        """Of all vectors that were taken."""
         self._ask()
 
     def __call__(self) -> tuple[int, np.ndarray] | None:
@@ -64,6 +68,7 @@ class WeightsInbox:
             self._looked_s = 0.0  # on its way, so it is worth looking again after every step
             return None
         flat: np.ndarray = read(self._vector, _HERE_S)
+        self.taken_bytes += flat.nbytes
         self._ask()
         return self._version, flat
 
@@ -103,7 +108,8 @@ class RolloutActor:
             warm_up_env_steps=config.replay.min_transitions,
             exploration_env_steps=rollout.exploration_env_steps,
         )
-        inbox = WeightsInbox(weights, task)
+        self._inbox = inbox = WeightsInbox(weights, task)
+        self._node_id = node_id()
 
         def newer_weights() -> tuple[int, np.ndarray] | None:
             self._vitals.progress()  # asked before every step
@@ -112,11 +118,18 @@ class RolloutActor:
         rng = np.random.default_rng(action_seed)
         self._rollout = Rollout(env, spec, policy, newer_weights, settings, rng)
 
-    def collect(self, num_blocks: int, task_env_steps: int) -> tuple[Any, ...]:
-        """Return (infos, report) and then `num_blocks` blocks, each a return value of its own."""
+    def collect(self, num_blocks: int, task_env_steps: int, for_node: str) -> tuple[Any, ...]:
+        """Return a `Collected` and then `num_blocks` blocks, each a return value of its own.
+
+        They are packed where the node that they are for is another.
+        """
         with self._vitals.phase("working"):
             blocks, report = self._rollout.collect(num_blocks, task_env_steps)
-        return ([block.info() for block in blocks], report), *blocks
+            leaves = for_node != self._node_id
+            values = pack(blocks) if leaves else blocks
+        taken_bytes, self._inbox.taken_bytes = self._inbox.taken_bytes, 0
+        infos = [block.info() for block in blocks]
+        return Collected(infos, report, leaves, taken_bytes if leaves else 0), *values
 
     def health(self) -> Health:
         """Say how the work goes on; answered beside it."""

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 import psutil
-import ray
 
 from rl_cluster.cluster.actors import cause_of
+from rl_cluster.cluster.placement import node_id
 from rl_cluster.control import ProcessId
 from rl_cluster.supervision.health import Health, Phase
 
@@ -78,7 +78,7 @@ class Vitals:
             progress=self._progress,
             memory_bytes=int(self._process.memory_info().rss),
             **asdict(self._process_id),
-            node_id=str(ray.get_runtime_context().get_node_id()),
+            node_id=node_id(),
             failure=self._failure,
             in_vain=self.in_vain,
         )
