@@ -111,9 +111,10 @@ class Tracker:
         self._control.write("tracker_told", asdict(told))
 
     def _tell_films(self, task: str) -> None:
-        for path in sorted((self._run_dir / task / "videos").glob("*")):
+        files = sorted((self._run_dir / task / "videos").glob("*"))
+        for path in (file for file in files if file.suffix in _FILMS):
             name, made_ns = str(path.relative_to(self._run_dir)), path.stat().st_mtime_ns
-            if path.suffix in _FILMS and self._told.films.get(name) != made_ns:
+            if self._told.films.get(name) != made_ns:
                 self._runs.film(task, path)
                 self._told.films[name] = made_ns
 

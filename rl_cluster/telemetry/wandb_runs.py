@@ -127,7 +127,14 @@ class WandbRuns:
         self._films.setdefault(task, {})[f"videos/{path.stem}"] = film
 
     def checkpoint(self, task: str, path: Path) -> None:
-        """Keep a copy of a checkpoint's directory as the newest version of the task's model."""
+        """Keep a copy of a checkpoint's directory as the newest version of the task's model.
+
+        Raises:
+          WandbError: it is refused.
+          FileNotFoundError: it is gone.
+        """
+        if not path.is_dir():
+            raise FileNotFoundError(path)
         name = re.sub(r"[^\w.-]", "-", f"{self._run_dir.name}-{task}")
         with self._named(f"W&B took no checkpoint {path}"):
             artifact = self._library.Artifact(name, "model", metadata={"checkpoint": path.name})
