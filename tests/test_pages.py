@@ -53,9 +53,7 @@ def test_a_block_that_names_a_test_is_run_there(block: Block) -> None:
             # A test that reads its commands from the page runs them all.
             assert block.page.name in text or re.search(
                 rf"(?<![\w-]){re.escape(word)}(?![\w-])", text
-            ), (
-                f"{block.said} does not run {' '.join(command)}"
-            )
+            ), f"{block.said} does not run {' '.join(command)}"
 
 
 def source(test: Path, seen: set[Path]) -> str:

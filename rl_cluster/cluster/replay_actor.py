@@ -115,8 +115,7 @@ class ReplayActor:
     def __repr__(self) -> str:
         """Name, state, newest policy that it heard of, and how fast it grows."""
         speed = f"{self._vitals.per_s(self._index.inserted_transitions):.0f} transitions/s"
-        name = names.replay_name(self._task)
-        return self._vitals.line(name, f"policy {self._version}", speed)
+        return self._vitals.line(names.replay_name(self._task), f"policy {self._version}", speed)
 
     async def attach(self, state: ReplayState | None) -> None:
         """Take the learner's checkpointed replay state and let collection and restoring begin.

@@ -38,7 +38,8 @@ class WeightsInbox:
 
     def __init__(self, weights: Actor, task: str) -> None:
         self._weights, self._task = weights, task
-        self._version = -1
+        self.version = -1
+        """Newest that is here, or on its way."""
         self._looked_s = 0.0
         self._vector: Ref | None = None
         self._question: Ref
@@ -64,18 +65,18 @@ class WeightsInbox:
             if not is_here(self._question):
                 return None
             published = read(self._question, _HERE_S)
-            self._version, self._vector = published.version, published.payload[0]
+            self.version, self._vector = published.version, published.payload[0]
         if not is_here(self._vector):
             self._looked_s = 0.0  # on its way, so it is worth looking again after every step
             return None
         flat: np.ndarray = read(self._vector, _HERE_S)
         self.taken_bytes += flat.nbytes
         self._ask()
-        return self._version, flat
+        return self.version, flat
 
     def _ask(self) -> None:
         self._vector = None
-        self._question = self._weights.next_after.remote(self._task, self._version)
+        self._question = self._weights.next_after.remote(self._task, self.version)
 
 
 class RolloutActor:
@@ -88,7 +89,7 @@ class RolloutActor:
         self._vitals = Vitals(epoch, "waiting")
         torch.set_num_threads(config.rollout.torch_threads)
         self._index, rollout = index, config.rollout
-        self._name, self._env_steps, self._version = names.rollout_name(task, index), 0, -1
+        self._name, self._env_steps = names.rollout_name(task, index), 0
         env_seed, action_seed = np.random.SeedSequence(seed).generate_state(2)
         env = make_environment(
             config.env,
@@ -115,10 +116,7 @@ class RolloutActor:
 
         def newer_weights() -> tuple[int, np.ndarray] | None:
             self._vitals.progress()  # asked before every step
-            newer = inbox()
-            if newer is not None:
-                self._version = newer[0]
-            return newer
+            return inbox()
 
         rng = np.random.default_rng(action_seed)
         self._rollout = Rollout(env, spec, policy, newer_weights, settings, rng)
@@ -126,7 +124,7 @@ class RolloutActor:
     def __repr__(self) -> str:
         """Name, state, version of its policy (-1: random) and speed."""
         speed = f"{self._vitals.per_s(self._env_steps):.0f} env steps/s"
-        return self._vitals.line(self._name, f"policy {self._version}", speed)
+        return self._vitals.line(self._name, f"policy {self._inbox.version}", speed)
 
     def collect(self, num_blocks: int, task_env_steps: int, for_node: str) -> tuple[Any, ...]:
         """Return a `Collected` and then `num_blocks` blocks, each a return value of its own.
