@@ -179,7 +179,7 @@ def on_the_cluster(user: User, page: dict[str, list[str]], submit: str) -> None:
     retry(lambda: user.types(submit))
     user.until(trains_on(2), _TRAINS_S, "both games on both hosts")
     logs, status = page["Up, and a run on it"][3:]
-    assert "2 nodes, blocks" in user.types(logs) and "RUNNING" in user.types(status)
+    assert "2 nodes | blocks" in user.types(logs) and "RUNNING" in user.types(status)
     shown, tier = page["Seen and steered from outside"]
     assert "CartPole" in user.types(shown) and user.types(tier)
     user.until(lambda s: s["tier"]["effective"] == "light", _BACK_S, "the light tier")

@@ -21,6 +21,7 @@ from rl_cluster.cluster.placement import RolloutPlaces, at_home
 from rl_cluster.cluster.task_group import TaskGroup
 from rl_cluster.cluster.weights_actor import WeightsActor
 from rl_cluster.cluster.worker import Notice, Worker, WorkerState
+from rl_cluster.config import ClusterConfig
 from rl_cluster.fence import FenceDamaged, FenceHeld
 from rl_cluster.supervision.health import Deadlines
 from rl_cluster.supervision.plan import (
@@ -50,10 +51,10 @@ class Crew:
         deadlines: Deadlines,
         seed: int,
         say: Say,
-        rollout_places: RolloutPlaces,
+        cluster: ClusterConfig,
     ) -> None:
         self.groups: dict[str, TaskGroup] = {}
-        self.rollout_places = rollout_places
+        self.rollout_places = RolloutPlaces(cluster)
         self._rule, self._say, self._recurrence = rule, say, Recurrence()
         self._now_s = 0.0
         self._rng = np.random.default_rng(seed)

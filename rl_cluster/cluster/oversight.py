@@ -16,7 +16,6 @@ from rl_cluster.cluster.crew import Crew, sayer
 from rl_cluster.cluster.keeper_guard import KeeperGuard
 from rl_cluster.cluster.messages import RunClock
 from rl_cluster.cluster.node_guard import NodeGuard
-from rl_cluster.cluster.placement import RolloutPlaces
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.run_report import RunReport
@@ -101,8 +100,7 @@ class Oversight:
             self.wishes.tier,
             state.get("load") if same_session else None,
         )
-        places = RolloutPlaces(config.cluster)
-        self.crew = Crew(rule, deadlines, config.seed, sayer(self.hub), places)
+        self.crew = Crew(rule, deadlines, config.seed, sayer(self.hub), config.cluster)
         earlier = self._earlier_tasks()
         self.reports: dict[str, TaskReport] = {}
         for task in config.tasks:
