@@ -7,15 +7,18 @@ back-off and brings it back empty: the supervisor replaces it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError
 
 Actor = ActorHandle[Any]
 Ref = ObjectRef[Any]
+_ASK_AGAIN_S = 0.2
 
 
 def spawn(
@@ -71,6 +74,22 @@ def read(ref: Ref, timeout_s: float) -> Any:
       RayError: it did not come in time (GetTimeoutError), or what made it failed.
     """
     return ray.get(ref, timeout=timeout_s)
+
+
+def ask(call: Callable[[], Ref], timeout_s: float) -> Any:
+    """The answer of an actor that Ray restarts: asked again where it is on its way back.
+
+    Raises:
+      RayError: it did not come in time, or what made it failed.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            return read(call(), timeout_s)
+        except ActorUnavailableError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_ASK_AGAIN_S)
 
 
 def cause_of(error: BaseException) -> str:
