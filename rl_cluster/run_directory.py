@@ -20,6 +20,7 @@ from rl_cluster.config import RunConfig
 from rl_cluster.config_file import dump
 from rl_cluster.control import ProcessId
 from rl_cluster.effective import EffectiveConfig
+from rl_cluster.telemetry.summary import FILE_NAME as SUMMARY
 from rl_cluster.telemetry.summary import (
     Summary,
     read_summary,
@@ -206,6 +207,15 @@ def read_cluster(run_dir: Path) -> ClusterAddress | None:
         return ClusterAddress(content["address"], content["namespace"], daemons)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def has_reported(run_dir: Path) -> bool:
+    """Whether summary.json is of the cluster that the run is on, and not of one before."""
+    try:
+        written_s = (run_dir / SUMMARY).stat().st_mtime
+        return written_s >= (run_dir / _CLUSTER).stat().st_mtime
+    except FileNotFoundError:
+        return False
 
 
 def read_address(run_dir: Path) -> ClusterAddress:

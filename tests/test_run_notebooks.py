@@ -23,7 +23,7 @@ from rl_cluster.telemetry.summary import read_summary
 
 ATTACHED = """
 import rl_cluster
-run = rl_cluster.attach({run!r})
+run = rl_cluster.attach({run!r}, wait_s=60)
 widget = run.widget()
 chart = run.curves().live(period_s=1)
 

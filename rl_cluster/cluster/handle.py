@@ -1,14 +1,15 @@
 """The run's handle: what command line and notebooks call to see and steer a live run.
 
-Invariant: a handle holds no part of the run. Dropping it, or the process that made it, changes
-nothing in training. What it shows beside the summary is read from files: see `RecordedRun`.
+Invariant: a handle holds no part of the run, nor a connection to it but while a lever moves.
+Dropping it, or the process that made it, changes nothing in training; a cluster that is made anew,
+or dies, changes nothing for who holds it. What it shows is read from files: see `RecordedRun`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,14 @@ from rl_cluster.control import Control
 from rl_cluster.levers import LIVE
 from rl_cluster.notebook.names import Names, tree_of_names
 from rl_cluster.notebook.recorded import RecordedRun
-from rl_cluster.run_directory import RunDirectoryError, is_in_use, read_address
+from rl_cluster.run_directory import (
+    ClusterAddress,
+    RunDirectoryError,
+    has_reported,
+    is_in_use,
+    read_address,
+)
 from rl_cluster.supervision.tiers import AUTO, CUSTOM
-from rl_cluster.telemetry.summary import Summary
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -43,56 +49,53 @@ class RunHandle(RecordedRun):
     """A live run: its levers, and all that a recorded run shows.
 
     `tasks`, `tiers` and `settings` hold names to be picked with TAB, such as `run.tasks.Pong`,
-    `run.tiers.heavy` and `run.settings.learner.batch`.
+    `run.tiers.heavy` and `run.settings.learner.batch`. Levers raise RunUnreachable where the run does
+    not answer, or refuses, and RunDirectoryError where it is over or is being started anew.
     """
 
-    def __init__(self, run_dir: Path, supervisor: Actor) -> None:
+    def __init__(self, run_dir: Path) -> None:
         super().__init__(run_dir)
-        self._supervisor = supervisor
         self.tiers = Names("tier", self._tier_names)
         """Names that `tier` takes."""
         self.settings = tree_of_names(LIVE)
         """Names that `change` takes."""
 
-    def summary(self) -> Summary:
-        """State and figures, as in summary.json, asked of the run itself."""
-        summary: Summary = _answer(self._supervisor.summary.remote())
-        return summary
-
     @property
     def dashboard_url(self) -> str | None:
         """Where Ray's dashboard of the run's cluster is; None where it has none."""
         find_address: Any = services.get_webui_url_from_internal_kv
-        address = find_address()
+        with _supervisor_at(read_address(self._run_dir)):
+            address = find_address()
         return f"http://{address}" if address else None
 
     def workers(self) -> dict[str, str]:
         """What each of the run's actors says of itself now, by name."""
         asked: dict[str, Ref] = {}
-        for name in sorted(list_named_actors()):
-            with contextlib.suppress(ValueError):  # it has just ended
-                actor: Any = ray.get_actor(name)
-                asked[name] = actor.__ray_call__.remote(repr)
-        return {name: _line(ref) for name, ref in asked.items()}
+        with _supervisor_at(read_address(self._run_dir)):
+            for name in sorted(list_named_actors()):
+                with suppress(ValueError):  # it has just ended
+                    actor: Any = ray.get_actor(name)
+                    asked[name] = actor.__ray_call__.remote(repr)
+            return {name: _line(ref) for name, ref in asked.items()}
 
     def tier(self, name: str) -> None:
         """Ask for a tier: light, medium, heavy, auto, custom or one of the configuration's."""
-        _answer(self._supervisor.tier.remote(name))
+        self._ask("tier", name)
 
     def pause(self, task: str | None = None) -> None:
         """Let a task rest, or every one; RunUnreachable names the tasks where there is no such."""
-        _answer(self._supervisor.pause.remote(task))
+        self._ask("pause", task)
 
     def resume(self, task: str | None = None) -> None:
         """Let a paused task go on, or every one; one that was parked is tried again."""
-        _answer(self._supervisor.resume.remote(task))
+        self._ask("resume", task)
 
     def change(self, settings: Mapping[str, Any], task: str | None = None) -> None:
         """Change live settings, such as `learner.learning_rate`, of a task or of all.
 
         RunUnreachable says which of them cannot be; then none has changed.
         """
-        _answer(self._supervisor.change.remote(task, dict(settings)))
+        self._ask("change", task, dict(settings))
 
     def add(self, task: str, settings: Mapping[str, Any] | None = None) -> None:
         """Take a task into the run: the first task's settings, or others as in `tasks.TASK`.
@@ -103,11 +106,11 @@ class RunHandle(RecordedRun):
         from rl_cluster.preparation import prepare_added  # imports torch
 
         added = prepare_added(self._run_dir, task, settings or {})
-        _answer(self._supervisor.add.remote(task, added))
+        self._ask("add", task, added)
 
     def remove(self, task: str) -> None:
         """Let a task save and leave the run; its files stay."""
-        _answer(self._supervisor.remove.remote(task))
+        self._ask("remove", task)
 
     def rollback(self, task: str, version: int | None = None) -> int:
         """Send a fleet's rovers an earlier policy; None: the one before the newest.
@@ -118,27 +121,24 @@ class RunHandle(RecordedRun):
         Raises:
           RunUnreachable: the task is no fleet, or there is no such policy; the message says which.
         """
-        sent: int = _answer(self._supervisor.rollback.remote(task, version))
+        sent: int = self._ask("rollback", task, version)
         return sent
 
     def checkpoint(self, task: str | None = None) -> dict[str, str | None]:
         """Save a task now, or every one; task to its checkpoint's path, None where it failed."""
-        paths: dict[str, str | None] = _answer(self._supervisor.checkpoint.remote(task))
+        paths: dict[str, str | None] = self._ask("checkpoint", task)
         return paths
 
     def stop(self) -> None:
         """Ask the run to save everything and end; it has when `summary.json` says so."""
         Control(self._run_dir).request("stop")
 
-    def detach(self) -> None:
-        """Disconnect from the run, which goes on; then this process may attach to another."""
-        runtime.leave()
-
     def widget(self) -> ipywidgets.VBox:
         """A panel for Jupyter: live state, tier, pause and resume, live settings, games, stop.
 
         Raises:
           ModuleNotFoundError: the extra `notebook` is not installed.
+          FileNotFoundError: the run has not written a summary yet.
         """
         from rl_cluster.notebook.panel import Panel
 
@@ -147,45 +147,56 @@ class RunHandle(RecordedRun):
     def _tier_names(self) -> list[str]:
         return [*load(self._run_dir / "config.yaml").load.tiers, AUTO, CUSTOM]
 
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """What the supervisor, of the cluster that the run has now, answers."""
+        with _supervisor_at(read_address(self._run_dir)) as supervisor:
+            try:
+                return read(getattr(supervisor, method).remote(*arguments), _ANSWER_TIMEOUT_S)
+            except RayError as error:
+                raise RunUnreachable(cause_of(error)) from error
+
 
 def attach(run_dir: str | Path, wait_s: float = 0.0) -> RunHandle:
-    """Connect to the live run in a directory.
+    """The handle of the live run in a directory.
 
     Args:
       run_dir: the run's.
-      wait_s: longest to wait for a run that is still starting.
+      wait_s: longest to wait for a run that is still starting, and for its first summary.
 
     Raises:
       RunDirectoryError: it is not running, is still starting, or this is no run.
-      RunUnreachable: its cluster or its supervisor does not answer.
     """
     path, deadline_s = Path(run_dir).absolute(), time.monotonic() + wait_s
     while True:
+        over = time.monotonic() > deadline_s
         try:
-            return _attach(path)
-        except (RunDirectoryError, RunUnreachable):
-            if time.monotonic() > deadline_s or not is_in_use(path):
+            read_address(path)
+        except RunDirectoryError:
+            if over or not is_in_use(path):
                 raise
+        else:
+            if over or has_reported(path):
+                return RunHandle(path)
         time.sleep(_LOOK_S)
 
 
-def _attach(path: Path) -> RunHandle:
-    cluster = read_address(path)
+@contextmanager
+def _supervisor_at(cluster: ClusterAddress) -> Iterator[Actor]:
+    """A connection; where this process is connected already, its own."""
+    ours = not ray.is_initialized()
     try:
-        runtime.join(cluster)
-        return RunHandle(path, ray.get_actor(names.SUPERVISOR, namespace=cluster.namespace))
-    except (ConnectionError, ValueError, RayError) as error:
-        raise RunUnreachable(
-            f"the run in {path} says that it is at {cluster.address}, but it does not answer: "
-            f"{cause_of(error)}"
-        ) from error
-
-
-def _answer(ref: Ref) -> Any:
-    try:
-        return read(ref, _ANSWER_TIMEOUT_S)
-    except RayError as error:
-        raise RunUnreachable(cause_of(error)) from error
+        try:
+            runtime.join(cluster)
+            supervisor = ray.get_actor(names.SUPERVISOR, namespace=cluster.namespace)
+        except (ConnectionError, ValueError, RayError) as error:
+            raise RunUnreachable(
+                f"the run {cluster.namespace} says that it is at {cluster.address}, but it does "
+                f"not answer: {cause_of(error)}"
+            ) from error
+        yield supervisor
+    finally:
+        if ours:
+            runtime.leave()
 
 
 def _line(ref: Ref) -> str:

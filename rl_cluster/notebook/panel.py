@@ -1,7 +1,7 @@
 """The panel of a live run in a notebook: its state, and the levers that the command line has.
 
 Invariant: a lever moves only when a person moves it, and what the run answers, a refusal too, is
-shown. State comes from summary.json, so that a panel left open asks the run for nothing.
+shown. State comes from summary.json, so that looking asks the run for nothing.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Panel:
 
     Raises:
       ModuleNotFoundError: ipywidgets is not installed.
+      FileNotFoundError: the run has not written a summary yet.
     """
 
     def __init__(self, levers: Levers, run_dir: Path) -> None:
