@@ -64,6 +64,11 @@ class User:
         assert done.returncode == 0, f"{command}\n{said}"
         return said
 
+    def exports(self, command: str) -> None:
+        """Set a variable for all commands that follow."""
+        name, _, value = command.removeprefix("export ").strip().partition("=")
+        self._environment[name] = value
+
     def leaves_running(self, command: str) -> subprocess.Popen[str]:
         """Run a command beside the others."""
         return self._popen(command)
@@ -155,8 +160,9 @@ def goes_on(before: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
 @pytest.mark.timeout(900)
 def test_a_run_on_two_hosts_outlives_one_of_them(user: User) -> None:
     page = blocks_of_the_page()
-    wheel, token = page["Before the first time"]
+    wheel, mode, token = page["Before the first time"]
     subprocess.run(["make", wheel.removeprefix("make ")], cwd=ROOT, check=True)
+    user.exports(mode)
     user.types(token)
     up, dashboard, submit = page["Up, and a run on it"][:3]
     user.types(up)
@@ -173,7 +179,7 @@ def on_the_cluster(user: User, page: dict[str, list[str]], submit: str) -> None:
     retry(lambda: user.types(submit))
     user.until(trains_on(2), _TRAINS_S, "both games on both hosts")
     logs, status = page["Up, and a run on it"][3:]
-    assert "2 nodes, blocks" in user.types(logs) and "RUNNING" in user.types(status)
+    assert "2 nodes | blocks" in user.types(logs) and "RUNNING" in user.types(status)
     shown, tier = page["Seen and steered from outside"]
     assert "CartPole" in user.types(shown) and user.types(tier)
     user.until(lambda s: s["tier"]["effective"] == "light", _BACK_S, "the light tier")

@@ -16,7 +16,6 @@ from rl_cluster.cluster.crew import Crew, sayer
 from rl_cluster.cluster.keeper_guard import KeeperGuard
 from rl_cluster.cluster.messages import RunClock
 from rl_cluster.cluster.node_guard import NodeGuard
-from rl_cluster.cluster.placement import RolloutPlaces
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.run_report import RunReport
@@ -91,7 +90,7 @@ class Oversight:
             supervisor.max_backoff_s,
             supervisor.max_fruitless_restarts,
         )
-        self._deadlines, self._rollout_places = deadlines, RolloutPlaces(config.cluster)
+        self._deadlines = deadlines
         self.load = LoadControl(
             self.plan.run_dir,
             config.load,
@@ -101,7 +100,7 @@ class Oversight:
             self.wishes.tier,
             state.get("load") if same_session else None,
         )
-        self.crew = Crew(rule, deadlines, config.seed, sayer(self.hub))
+        self.crew = Crew(rule, deadlines, config.seed, sayer(self.hub), config.cluster)
         earlier = self._earlier_tasks()
         self.reports: dict[str, TaskReport] = {}
         for task in config.tasks:
@@ -351,7 +350,7 @@ class Oversight:
             run.tracker_ids[task],
             min(1.0, gpus / len(run.config.tasks)) if gpus else 0.0,
             self._deadlines,
-            self._rollout_places,
+            self.crew.rollout_places,
         )
         config = at_load(self.requested(task), self.load.state)
         return TaskGroup(task_plan, config, self.crew.weights)

@@ -7,7 +7,7 @@ experience: only rollouts, which keep nothing, go elsewhere.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -15,9 +15,12 @@ from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rl_cluster.config import ClusterConfig
+from rl_cluster.supervision.spread import emptiest, task_of, to_be_moved
 
 _SHARE = 0.001
 """Of a host's resource, which is 1.0 in all."""
+_MOVE_PERIOD_S = 10.0
+"""Between two moves: as long as a rollout takes to be made on a busy node."""
 
 
 def home_resource() -> str:
@@ -39,22 +42,38 @@ class RolloutPlaces:
     """Which nodes the rollouts of a run go to.
 
     What each reserves, Ray counts and spreads. Where they reserve nothing, Ray's own choice is as
-    good as random, so the node with the fewest of them per core is taken.
+    good as random, so the node with the fewest of them per core is taken; and since nodes come
+    later than a run, or come back, one rollout after the other is moved to where there are fewer.
     """
 
     def __init__(self, config: ClusterConfig) -> None:
         self._labels, self._wanted = dict(config.rollout_labels), dict(config.rollout_resources)
+        self._one_node = config.address == "local"
         self._node_of: dict[str, str] = {}
+        self._looked_s = 0.0
 
     def options(self, name: str) -> dict[str, Any]:
         """Options of a rollout that is about to be made."""
         self._node_of.pop(name, None)
         if self._wanted or not (nodes := self._nodes()):
             return self._by_ray()
-        taken = Counter(self._node_of.values())
-        node = min(nodes, key=lambda each: (taken[each] + 1) / nodes[each])
+        node = emptiest(nodes, self._node_of, task_of(name))
         self._node_of[name] = node
         return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+
+    def misplaced(self, rollouts: Mapping[str, str | None], now_s: float) -> str | None:
+        """A rollout to be made anew, since another node has fewer per core; now and then one.
+
+        Args:
+          rollouts: all that there are, by name: the node that each says it is on, if it does.
+          now_s: the supervisor's watch.
+        """
+        if self._one_node or self._wanted or now_s - self._looked_s < _MOVE_PERIOD_S:
+            return None
+        self._looked_s = now_s
+        placed = {name: node or self._node_of.get(name) for name, node in rollouts.items()}
+        self._node_of = {name: node for name, node in placed.items() if node is not None}
+        return to_be_moved(self._nodes(), self._node_of)
 
     def _by_ray(self) -> dict[str, Any]:
         wanted = dict(self._wanted)
