@@ -121,6 +121,8 @@ def test_what_a_page_says_can_be_done(reader: Reader, page: Path) -> None:
 def test_wandb_was_told_of_the_run_while_it_was_at_work(reader: Reader) -> None:
     """By the run that docs/tracking.md resumed, offline; see test_tracker.py for what is told."""
     (path,) = (reader.checkout / "runs" / "catch" / "wandb").glob("offline-run-*/run-*.wandb")
+    deadline_s = time.monotonic() + _BLOCK_S
+    while len(rows := history(path)) < 2 and time.monotonic() < deadline_s:
+        time.sleep(0.5)
     assert found(path, "run")[0].run_group == "catch"
-    rows = history(path)
     assert len(rows) > 1 and rows[-1]["progress/env_frames"] > 0
