@@ -2,7 +2,7 @@
 
 A host has its own network, processes, `/tmp`, `/dev/shm` and home, and shares the file system
 otherwise. Invariant: whoever leaves the context leaves no process, no interface and no file.
-It takes root, `unshare`, `ip` and Debian's `openssh-server` and `rsync`.
+It takes root, `unshare`, `ip` and an SSH server and `rsync`: `tests/setup_debian.sh` brings them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PROGRAMS = ("unshare", "nsenter", "ip", "/usr/sbin/sshd", "ssh", "ssh-keygen", "rsync")
+PROGRAMS = ("unshare", "ip", "sshd", "ssh", "ssh-keygen", "rsync")
+_DEBIAN = Path(sys.executable).parents[1] / "debian"
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin:{_DEBIAN}/usr/bin:{_DEBIAN}/usr/sbin:{_DEBIAN}/sbin"
+_ENVIRONMENT = os.environ | {"PATH": PATH}
+_LIBRARIES = f"{_DEBIAN}/usr/lib/{os.uname().machine}-linux-gnu"
 _SSHD = """\
 Port 22
 HostKey {path}/host_key
@@ -27,13 +32,14 @@ StrictModes no
 PermitRootLogin prohibit-password
 PasswordAuthentication no
 UsePAM no
+SetEnv PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:{debian}/usr/bin
 """
 _UP_S = 20.0
 
 
 def missing() -> list[str]:
     """What this machine lacks for hosts."""
-    lacks = [program for program in PROGRAMS if shutil.which(program) is None]
+    lacks = [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
     return lacks if os.geteuid() == 0 else ["root", *lacks]
 
 
@@ -72,13 +78,14 @@ class Host:
             ip link set lo up
             ip addr add {self.address}/24 dev {inside}
             ip link set {inside} up
-            exec /usr/sbin/sshd -D -e -f {net.path}/sshd_config
+            exec {shutil.which("sshd", path=PATH)} -D -e -f {net.path}/sshd_config
         """
         with (net.path / f"host-{number}.log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--mount-proc",
                  "--kill-child", "sh", "-c", script],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env=_ENVIRONMENT | {"LD_LIBRARY_PATH": _LIBRARIES},
             )  # fmt: skip
         deadline_s = time.monotonic() + _UP_S
         while os.readlink(f"/proc/{self._process.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
@@ -94,6 +101,7 @@ class Host:
         done = subprocess.run(
             ["ssh", *self._network.ssh_options, f"root@{self.address}", command],
             capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+            env=_ENVIRONMENT,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done
@@ -107,7 +115,9 @@ class Host:
             self._process = None
             # The kernel takes it away with the namespace, some time later.
             subprocess.run(
-                ["ip", "link", "del", f"{self._network.name}-{self._number}"], capture_output=True
+                ["ip", "link", "del", f"{self._network.name}-{self._number}"],
+                capture_output=True,
+                env=_ENVIRONMENT,
             )
 
 
@@ -138,7 +148,7 @@ def network() -> Iterator[Network]:
     net = Network(path, os.getpid() % 200 + 20)
     for key in (net.key, path / "host_key"):
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
-    (path / "sshd_config").write_text(_SSHD.format(path=path))
+    (path / "sshd_config").write_text(_SSHD.format(path=path, debian=_DEBIAN))
     _run("ip", "link", "add", net.name, "type", "bridge")
     try:
         _run("ip", "addr", "add", f"{net.prefix}.1/24", "dev", net.name)
@@ -153,10 +163,11 @@ def network() -> Iterator[Network]:
 
 def _passwd(home: Path) -> str:
     lines = Path("/etc/passwd").read_text().splitlines()
-    others = [line for line in lines if not line.startswith("root:")]
-    return "\n".join([f"root:x:0:0:root:{home}:/bin/bash", *others, ""])
+    others = [line for line in lines if not line.startswith(("root:", "sshd:"))]
+    server = "sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin"  # who it is before a login
+    return "\n".join([f"root:x:0:0:root:{home}:/bin/bash", server, *others, ""])
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=_ENVIRONMENT)
     assert done.returncode == 0, f"{command}: {done.stderr}"

@@ -19,7 +19,7 @@ import pytest
 
 from rl_cluster.telemetry.provisioning import PROMETHEUS
 
-_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+_PATH = f"{Path(sys.executable).parents[1]}/debian/usr/bin:{os.environ.get('PATH', '')}"
 
 
 def program(name: str) -> str:

@@ -1,20 +1,37 @@
 #!/bin/sh
-# Puts programs of Debian that the tests use into a directory: tests/setup_debian.sh .venv/bin
-# They are unpacked, not installed: the package would start a service that listens everywhere.
+# Unpacks programs of Debian that the tests use beside their Python: tests/setup_debian.sh .venv/bin
+# They are unpacked, not installed: the packages would start services that listen everywhere.
 set -eu
 bin=$(cd "$1" && pwd)
-if PATH="$bin:$PATH" command -v prometheus >/dev/null && PATH="$bin:$PATH" command -v promtool >/dev/null; then
-    exit 0
-fi
+tree=$(dirname "$bin")/debian
+mkdir -p "$tree"
+PATH="$bin:$tree/usr/bin:$tree/usr/sbin:$PATH:/usr/sbin"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
+
 # Root may bring the lists up to date; others use those that are there.
-download() { apt-get -q -o APT::Sandbox::User=root download prometheus >/dev/null 2>&1; }
-if download || { apt-get -q update >/dev/null 2>&1 && download; }; then
-    dpkg -x prometheus_*.deb .
-    install usr/bin/prometheus usr/bin/promtool "$bin"
-else
-    echo "no Prometheus: tests/test_run_dashboards.py will be skipped. To have it run:" >&2
-    echo "    sudo apt-get install --no-install-recommends prometheus" >&2
-fi
+download() { apt-get -q -o APT::Sandbox::User=root download "$@" >/dev/null 2>&1; }
+
+# unpack PROGRAM PACKAGE... : unless the program is there already.
+unpack() {
+    program=$1
+    shift
+    if command -v "$program" >/dev/null; then
+        return
+    fi
+    if download "$@" || { apt-get -q update >/dev/null 2>&1 && download "$@"; }; then
+        for package in "$@"; do
+            dpkg -x "$package"_*.deb "$tree"
+        done
+    else
+        echo "no $program: tests that need it will be skipped. To have them run:" >&2
+        echo "    sudo apt-get install --no-install-recommends $*" >&2
+    fi
+}
+
+unpack prometheus prometheus
+unpack sshd openssh-server libwrap0
+unpack ssh openssh-client
+unpack rsync rsync
+unpack ip iproute2

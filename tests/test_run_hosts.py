@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosts import Host, Network, missing, network
+from hosts import PATH, Host, Network, missing, network
 from live_run import ROOT
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"hosts need {', '.join(missing())}")
@@ -42,7 +42,7 @@ class User:
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "HOME": str(self._home),
-            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PATH": f"{BIN}:{PATH}",
         }
         text = (ROOT / "ray_cluster.yaml").read_text()
         for old, new in (
@@ -178,8 +178,9 @@ def on_the_cluster(user: User, page: dict[str, list[str]], submit: str) -> None:
     """From the first job to the end of the cluster."""
     retry(lambda: user.types(submit))
     user.until(trains_on(2), _TRAINS_S, "both games on both hosts")
-    logs, status = page["Up, and a run on it"][3:]
-    assert "2 nodes | blocks" in user.types(logs) and "RUNNING" in user.types(status)
+    logs, jobs = page["Up, and a run on it"][3:]
+    assert "2 nodes | blocks" in user.types(logs)
+    assert re.search("two-games.*RUNNING.*Catch, CartPole", user.types(jobs), re.S)
     shown, tier = page["Seen and steered from outside"]
     assert "CartPole" in user.types(shown) and user.types(tier)
     user.until(lambda s: s["tier"]["effective"] == "light", _BACK_S, "the light tier")
