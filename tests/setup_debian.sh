@@ -11,7 +11,7 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 # Root may bring the lists up to date; others use those that are there.
 download() { apt-get -q -o APT::Sandbox::User=root download prometheus >/dev/null 2>&1; }
-if download || { apt-get -q update >/dev/null 2>&1 && download; }; then
+if download || { apt-get -q -o Acquire::Retries=0 -o Acquire::http::Timeout=20 update >/dev/null 2>&1 && download; }; then
     dpkg -x prometheus_*.deb .
     install usr/bin/prometheus usr/bin/promtool "$bin"
 else
