@@ -13,6 +13,8 @@ cd "$work"
 # Root may bring the lists up to date; others use those that are there.
 download() { apt-get -q -o APT::Sandbox::User=root download "$@" >/dev/null 2>&1; }
 
+update() { apt-get -q -o Acquire::Retries=0 -o Acquire::http::Timeout=20 update >/dev/null 2>&1; }
+
 # unpack PROGRAM PACKAGE... : unless the program is there already.
 unpack() {
     program=$1
@@ -20,7 +22,7 @@ unpack() {
     if command -v "$program" >/dev/null; then
         return
     fi
-    if download "$@" || { apt-get -q update >/dev/null 2>&1 && download "$@"; }; then
+    if download "$@" || { update && download "$@"; }; then
         for package in "$@"; do
             dpkg -x "$package"_*.deb "$tree"
         done
