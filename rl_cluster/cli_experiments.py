@@ -141,17 +141,17 @@ def _measured(
     from rl_cluster.machine import detect
     from rl_cluster.telemetry.display import Display
 
-    machine, hourly, tiers = detect().words, arguments.hourly, []
+    machine, hourly, seconds, tiers = detect().words, arguments.hourly, arguments.seconds, []
     for tier, trial in trials.items():
         with Display() as display:
             if arguments.json:
-                rates = measure(trial, stop, lambda *_: None, lambda _: None)
+                rates = measure(trial, seconds, stop, lambda *_: None, lambda _: None)
             else:
-                rates = measure(trial, stop, announce, showing(display))
+                rates = measure(trial, seconds, stop, announce, showing(display))
         if rates is None:
             return None
         tiers.append(foretell(config, tier, rates, arguments.env_frames, hourly))
-    return Forecast(machine, arguments.seconds, hourly, tiers, assumptions(tiers, hourly))
+    return Forecast(machine, seconds, hourly, tiers, assumptions(tiers, hourly))
 
 
 def _print_forecast(found: Forecast) -> None:

@@ -17,6 +17,8 @@ from rl_cluster.telemetry import writers
 from rl_cluster.telemetry.jsonl import read_lines
 
 _HOUR_S = 3600.0
+_PATIENCE_S = 600.0
+"""Until a task begins to learn."""
 
 
 class ForecastError(RuntimeError):
@@ -67,7 +69,7 @@ class Forecast:
 
     machine: str
     seconds: float
-    """Of each measurement, start of Ray not included."""
+    """Of each measurement, from when the first task began to learn."""
     hourly: float | None
     tiers: Sequence[TierForecast]
     assumptions: Sequence[str]
@@ -78,7 +80,11 @@ class Forecast:
 
 
 def as_trial(config: RunConfig, tier: str, seconds: float) -> RunConfig:
-    """A configuration to be measured: the same work, for a while, that nobody outside hears of."""
+    """A configuration to be measured: the same work, that nobody outside hears of.
+
+    Args:
+      seconds: to measure for, once it learns.
+    """
     tasks = {
         name: dataclasses.replace(
             task, checkpoint=dataclasses.replace(task.checkpoint, upload=None)
@@ -88,11 +94,11 @@ def as_trial(config: RunConfig, tier: str, seconds: float) -> RunConfig:
     trial = dataclasses.replace(
         config,
         tasks=tasks,
-        max_seconds=seconds,
+        max_seconds=seconds + _PATIENCE_S,  # whoever measures it ends it earlier
         max_env_steps=None,
         # Those that begin train on until the end: a change of turns is no part of their rate.
         load=dataclasses.replace(
-            config.load, tier=tier, slice_s=max(config.load.slice_s, 2 * seconds)
+            config.load, tier=tier, slice_s=max(config.load.slice_s, seconds + _PATIENCE_S)
         ),
         telemetry=dataclasses.replace(config.telemetry, wandb=False, period_s=1.0),
     )
@@ -118,7 +124,8 @@ def read_rates(run_dir: Path) -> dict[str, Rate]:
             rates[task] = Rate(steps / (rows[-1]["time"] - rows[0]["time"]), frames_per_step)
     if not rates:
         raise ForecastError(
-            "no task began to learn in the time measured: give it more with --seconds"
+            f"no task began to learn within {_PATIENCE_S:.0f} s, or none for long enough: lower "
+            "replay.min_transitions, or measure for longer with --seconds"
         )
     return rates
 

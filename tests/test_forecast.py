@@ -97,9 +97,9 @@ def test_a_trial_ends_and_nobody_outside_hears_of_it() -> None:
         "Pong", max_env_steps=5, telemetry={"wandb": True}, defaults=upload, load={"slice_s": 5}
     )
     trial = as_trial(config, "light", 60.0)
-    assert (trial.max_seconds, trial.max_env_steps, trial.load.tier) == (60.0, None, "light")
+    assert (trial.max_seconds, trial.max_env_steps, trial.load.tier) == (660.0, None, "light")
     assert not trial.telemetry.wandb and trial.tasks["Pong"].checkpoint.upload is None
-    assert trial.load.slice_s > 60.0
+    assert trial.load.slice_s >= 660.0
     assert trial.tasks["Pong"].learner == config.tasks["Pong"].learner
     with pytest.raises(ConfigError, match="load.tier is 'huge'"):
         as_trial(config, "huge", 60.0)

@@ -73,7 +73,7 @@ def test_a_seed_that_failed_is_reported_and_not_tried_again(tmp_path: Path) -> N
 def test_a_forecast_is_measured_by_a_run_that_leaves_nothing(tmp_path: Path) -> None:
     place = Path(tempfile.gettempdir())
     before = set(place.glob("rl-cluster-forecast-*"))
-    arguments = ["forecast", CATCH, "--seconds", 15, "--hourly", 2, "--env-frames", 200_000_000]
+    arguments = ["forecast", CATCH, "--seconds", 6, "--hourly", 2, "--env-frames", 200_000_000]
     done = command(*arguments, "--json", "--set", "defaults.evaluation.games=5")
     assert done.returncode == 0, done.stderr
     forecast = json.loads(done.stdout)

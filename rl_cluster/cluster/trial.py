@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rl_cluster.cluster import training
 from rl_cluster.config import RunConfig
+from rl_cluster.control import Control
 from rl_cluster.forecast import ForecastError, Rate, read_rates
 from rl_cluster.preparation import PreparedRun, prepare
 from rl_cluster.run_directory import RunDirectory
@@ -20,6 +21,7 @@ from rl_cluster.telemetry.summary import Summary
 
 def measure(
     trial: RunConfig,
+    seconds: float,
     stop: StopFlag,
     announce: Callable[[PreparedRun, Path], None],
     show: Callable[[Summary], None],
@@ -28,6 +30,7 @@ def measure(
 
     Args:
       trial: as `as_trial` made it.
+      seconds: from when the first task began to learn.
       announce: receives what it became on this machine, and where it is.
       show: receives each new summary.
 
@@ -42,10 +45,28 @@ def measure(
         directory.take(resume=False)
         announce(prepared, directory.path)
         training.start(config, prepared, directory)
+        look = _Look(directory.path, seconds, show)
         try:
-            summary = training.watch(directory, stop, show)
+            training.watch(directory, stop, look)
         except training.Interrupted:
-            return None
+            pass  # told apart below: by whom
         except training.RunFailed as error:
             raise ForecastError(f"the run that was to be measured failed: {error}") from error
-        return None if summary["state"] == "interrupted" else read_rates(directory.path)
+        return None if stop else read_rates(directory.path)
+
+
+class _Look:
+    """Shows each summary, and ends the run once it has learned for long enough."""
+
+    def __init__(self, run_dir: Path, seconds: float, show: Callable[[Summary], None]) -> None:
+        self._control, self._seconds, self._show = Control(run_dir), seconds, show
+        self._began_s: float | None = None
+
+    def __call__(self, summary: Summary) -> None:
+        self._show(summary)
+        if not any(task["learner_updates"] for task in summary["tasks"].values()):
+            return
+        if self._began_s is None:
+            self._began_s = summary["wall_s"]
+        if summary["wall_s"] - self._began_s >= self._seconds:
+            self._control.request("stop")
