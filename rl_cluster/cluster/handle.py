@@ -47,8 +47,8 @@ class RunHandle(RecordedRun):
     """A live run: its levers, and all that a recorded run shows.
 
     `tasks`, `tiers` and `settings` hold names to be picked with TAB, such as `run.tasks.Pong`,
-    `run.tiers.heavy` and `run.settings.learner.batch`. Levers raise RunUnreachable where the run does
-    not answer, or refuses, and RunDirectoryError where it is over or is being started anew.
+    `run.tiers.heavy` and `run.settings.learner.batch`. Levers raise RunUnreachable where the run
+    does not answer, or refuses, and RunDirectoryError where it is over or is being started anew.
     """
 
     def __init__(self, run_dir: Path) -> None:
