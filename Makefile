@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run run-rover test lint format bench bench-quick chaos notebooks
+.PHONY: help install install-debian run run-rover test wheel lint format bench bench-quick chaos notebooks
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 10
@@ -26,6 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
+# Beside the tests' Python, so that nothing of the system changes.
+install-debian: install
+	tests/setup_debian.sh $(BIN)
+
 run: install  ## train Pong and Breakout for about three minutes
 	$(BIN)/rl-cluster train experiments/atari_quickstart.yaml
 
@@ -35,7 +39,7 @@ run-rover: install  ## let three simulated rovers learn for five minutes
 # Tests of live runs have the machine to themselves; the others share it.
 LIVE := $(wildcard tests/test_run_*.py) tests/chaos
 
-test: lint  ## lint, types and all tests
+test: lint install-debian  ## lint, types and all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(LIVE))
 	$(BIN)/python -m pytest $(LIVE)
 
@@ -49,6 +53,12 @@ bench: install  ## every benchmark beside our peers (hours; CLEANRL=checkout of 
 
 bench-quick: install  ## the benchmarks B1 to B5 in under ten minutes, once the peers are installed
 	$(BIN)/python experiments/benchmarks/bench.py --quick $(if $(CLEANRL),--cleanrl $(CLEANRL))
+
+wheel: install  ## dist/, which a cluster's nodes install: the package and the versions of all it needs
+	rm -rf dist build
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	cp constraints.txt dist/
+	rm -rf build
 
 notebooks: install  ## run all notebooks and write docs/notebooks/ (minutes; wants chromium and npm)
 	$(BIN)/python notebooks/render_notebooks.py

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ def notebooks() -> list[Path]:
     return sorted(HERE.glob("*.ipynb"))
 
 
-def execute(path: Path, work_dir: Path) -> Any:
+def execute(path: Path, work_dir: Path, environment: Mapping[str, str] | None = None) -> Any:
     """Run a notebook in `work_dir`, beside a link to the experiments; return it with its outputs.
 
     Args:
       path: of the notebook.
       work_dir: empty, absolute; runs are made below it, and none is left at work.
+      environment: further variables of its kernel.
 
     Raises:
       CellExecutionError: a cell failed; the message has its code and its error.
@@ -51,7 +53,7 @@ def execute(path: Path, work_dir: Path) -> Any:
         resources={"metadata": {"path": str(place)}},
     )
     try:
-        client.execute(env=os.environ | {"PYTHONPATH": str(HERE.parent)})
+        client.execute(env=os.environ | {"PYTHONPATH": str(HERE.parent), **(environment or {})})
     finally:
         for run_dir in place.glob("runs/*"):
             end_processes(run_dir)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rl_cluster.cluster.handle import RunHandle
+    from rl_cluster.comparison import Comparison
     from rl_cluster.notebook.recorded import RecordedRun
 
 __version__ = "0.1.0"
@@ -25,3 +27,10 @@ def open_run(run_dir: str | Path) -> RecordedRun:
     from rl_cluster.notebook.recorded import open_run as open_recorded
 
     return open_recorded(run_dir)
+
+
+def compare(paths: Iterable[str | Path]) -> Comparison:
+    """Compare runs and sweeps; see `rl_cluster.comparison.compare`."""
+    from rl_cluster.comparison import compare as compare_runs
+
+    return compare_runs(paths)

@@ -16,24 +16,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rl_cluster import cli_experiments
 from rl_cluster.cli_parser import make_parser
+from rl_cluster.exit_codes import DONE, FAILED, INTERRUPTED, WRONG_USAGE
+from rl_cluster.exit_codes import complain as _complain
 from rl_cluster.signals import StopFlag
 
 if TYPE_CHECKING:
     from rl_cluster.config import RunConfig
     from rl_cluster.preparation import PreparedRun
     from rl_cluster.run_directory import RunDirectory
-    from rl_cluster.telemetry.display import Display
-    from rl_cluster.telemetry.summary import Summary
-
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     arguments = make_parser().parse_args(argv)
     stop = StopFlag()
-    until_stopped = {"train": _train, "watch": _watch}
+    until_stopped = {
+        "train": _train,
+        "watch": _watch,
+        "sweep": cli_experiments.sweep,
+        "forecast": cli_experiments.forecast,
+    }
     if arguments.command in until_stopped:
         stop.install()
         return until_stopped[arguments.command](arguments, stop)
@@ -52,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         "fetch": _fetch,
         "evaluate": _evaluate,
         "report": _report,
+        "compare": cli_experiments.compare,
+        "dashboards": _dashboards,
         "doctor": _doctor,
     }
     try:
@@ -93,10 +99,11 @@ def _run(
     stop: StopFlag,
     detach: bool,
 ) -> int:
+    from rl_cluster.cli_display import announce, report_note, showing
     from rl_cluster.cluster import training
     from rl_cluster.telemetry.display import Display
 
-    _announce(prepared, directory.path)
+    announce(prepared, directory.path)
     try:
         training.start(config, prepared, directory)
     except OSError as error:
@@ -107,57 +114,17 @@ def _run(
         return DONE
     with Display() as display:
         try:
-            summary = training.watch(directory, stop, _showing(display))
+            summary = training.watch(directory, stop, showing(display))
         except training.Interrupted:
             return INTERRUPTED
         except training.RunFailed as error:
             return _complain(str(error), FAILED)
         # Reading weeks of figures takes longer than an interrupted program may stay.
-        note = _report_note(directory.path) if summary["state"] == "completed" else (
+        note = report_note(directory.path) if summary["state"] == "completed" else (
             f"report: rl-cluster report {directory.path}")  # fmt: skip
         display.finish(summary, [note])
     codes = {"completed": DONE, "interrupted": INTERRUPTED}
     return codes.get(summary["state"], FAILED)
-
-
-def _showing(display: Display) -> Callable[[Summary], None]:
-    """The display's update, until its terminal is gone: the run goes on without it."""
-    gone = False
-
-    def show(summary: Summary) -> None:
-        nonlocal gone
-        if gone:
-            return
-        try:
-            display.update(summary)
-        except (OSError, SystemExit):  # SystemExit: rich's answer to a broken pipe
-            gone = True
-
-    return show
-
-
-def _report_note(run_dir: Path) -> str:
-    from rl_cluster.telemetry.report import write_report
-
-    try:
-        return f"report: {write_report(run_dir)}"
-    except (OSError, ValueError) as error:
-        return f"no report: {error}"
-
-
-def _announce(prepared: PreparedRun, run_dir: Path) -> None:
-    print(f"run directory: {run_dir}")
-    print(f"cluster: {prepared.effective.config.cluster.address}")
-    admission = prepared.admission
-    print(
-        f"admitted: {admission.object_store_bytes / 1e9:.2f} GB of object store, "
-        f"{admission.host_bytes / 1e9:.2f} GB in all"
-    )
-    for demand in prepared.demands:
-        print(f"{demand.name}: replay of {demand.blocks:,} blocks × {demand.block_bytes:,} bytes")
-    for row in prepared.effective.differences:
-        print(f"{row.setting}: {row.requested!r} -> {row.effective!r} ({row.reason})")
-    sys.stdout.flush()
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -302,8 +269,19 @@ def _report(arguments: argparse.Namespace) -> int:
     from rl_cluster.telemetry.report import write_report
 
     try:
-        print(write_report(arguments.run))
+        print(write_report(arguments.run, arguments.hourly))
     except (FileNotFoundError, ValueError) as error:
+        return _complain(str(error), FAILED)
+    return DONE
+
+
+def _dashboards(arguments: argparse.Namespace) -> int:
+    from rl_cluster.telemetry.provisioning import provision
+
+    try:
+        for line in provision(arguments.run, arguments.out):
+            print(line)
+    except OSError as error:
         return _complain(str(error), FAILED)
     return DONE
 
@@ -324,11 +302,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.report(
         doctor.diagnose(), [doctor.Setting(*row) for row in rows], as_json=arguments.json
     )
-
-
-def _complain(message: str, code: int) -> int:
-    print(f"rl-cluster: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

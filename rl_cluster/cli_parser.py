@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import math
 from pathlib import Path
 
 
@@ -19,7 +20,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train what a configuration names")
     _add_configuration(train)
-    train.add_argument("--run", type=Path, metavar="DIR", help="run directory (runs/NAME-TIME)")
+    train.add_argument(
+        "--run", type=_directory, metavar="DIR", help="run directory (runs/NAME-TIME)"
+    )
     train.add_argument("--resume", action="store_true", help="go on with the run in --run")
     train.add_argument("--detach", action="store_true", help="leave the run alone once started")
 
@@ -28,17 +31,20 @@ def make_parser() -> argparse.ArgumentParser:
 
     fetch = commands.add_parser("fetch", help="bring an uploaded checkpoint into a run directory")
     fetch.add_argument("url", metavar="URL/RUN/TASK", help="as `checkpoint.upload` has it")
-    fetch.add_argument("run", type=Path, metavar="RUN", help="where it is trained on")
+    fetch.add_argument("run", type=_directory, metavar="RUN", help="where it is trained on")
     fetch.add_argument("task", metavar="TASK")
     fetch.add_argument("--best", action="store_true", help="the best one, not the newest")
 
     evaluate = commands.add_parser("evaluate", help="play whole games with a checkpoint")
-    evaluate.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
+    evaluate.add_argument("path", type=_directory, metavar="RUN|CHECKPOINT")
     evaluate.add_argument("--episodes", type=int, metavar="N", help="games per task")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
     report = commands.add_parser("report", help="write report.html for a run")
-    report.add_argument("run", type=Path, metavar="RUN")
+    report.add_argument("run", type=_directory, metavar="RUN")
+    report.add_argument("--hourly", type=_positive, metavar="PRICE", help="of the machine")
+
+    _add_experiments(commands)
 
     doctor = commands.add_parser("doctor", help="check this machine, and say what would run")
     _add_configuration(doctor, optional=True)
@@ -48,20 +54,28 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_windows(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = commands.add_parser("status", help="show a run, live or past")
-    status.add_argument("run", type=Path, metavar="RUN")
+    status.add_argument("run", type=_directory, metavar="RUN")
     status.add_argument("--json", action="store_true", help="print summary.json's object")
     status.add_argument("--watch", action="store_true", help="go on showing until it ends")
 
     watch = commands.add_parser("watch", help="show a fleet's rovers on a page, on loopback")
-    watch.add_argument("run", type=Path, metavar="RUN")
+    watch.add_argument("run", type=_directory, metavar="RUN")
     watch.add_argument("task", nargs="?", metavar="TASK", help="the fleet (the only one)")
     watch.add_argument("--port", type=int, default=0, metavar="PORT", help="of the page (any)")
+
+    dashboards = commands.add_parser(
+        "dashboards", help="configure Prometheus and Grafana for a run, and say how to start them"
+    )
+    dashboards.add_argument("run", type=Path, metavar="RUN")
+    dashboards.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (RUN/dashboards)"
+    )
 
 
 def _add_levers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     def lever(name: str, text: str) -> argparse.ArgumentParser:
         parser = commands.add_parser(name, help=text)
-        parser.add_argument("run", type=Path, metavar="RUN")
+        parser.add_argument("run", type=_directory, metavar="RUN")
         return parser
 
     tier = lever("tier", "let a live run take more or less of the machine")
@@ -87,6 +101,46 @@ def _add_levers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     lever("keep", "resume a run that was cut off, and keep it: for the host's start-up")
     service = lever("install-service", "let systemd do that at every boot")
     service.add_argument("--user", default=getpass.getuser(), help="who it runs as")
+
+
+def _directory(text: str) -> Path:
+    """In the entry point of a job no shell has made a home of `~`."""
+    return Path(text).expanduser()
+
+
+def _add_experiments(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sweep = commands.add_parser("sweep", help="train with several seeds, one after the other")
+    _add_configuration(sweep)
+    sweep.add_argument("--seeds", type=int, nargs="+", required=True, metavar="SEED")
+    sweep.add_argument(
+        "--sweep", type=_directory, metavar="DIR", help="its directory (runs/NAME-sweep)"
+    )
+
+    compare = commands.add_parser("compare", help="put groups of runs beside each other")
+    compare.add_argument("runs", type=_directory, nargs="+", metavar="RUN|SWEEP")
+    compare.add_argument(
+        "--out", type=_directory, metavar="DIR", help="write page, CSV and JSON there"
+    )
+    compare.add_argument("--json", action="store_true", help="print one JSON object")
+
+    forecast = commands.add_parser("forecast", help="measure here; hours and money to the end")
+    _add_configuration(forecast)
+    forecast.add_argument("--seconds", type=_positive, default=60.0, help="to measure for (60)")
+    forecast.add_argument("--hourly", type=_positive, metavar="PRICE", help="of this machine")
+    forecast.add_argument(
+        "--env-frames", type=_positive, metavar="N", help="of each game (max_env_steps)"
+    )
+    forecast.add_argument(
+        "--tiers", nargs="+", metavar="TIER", help="each measured by itself (load.tier)"
+    )
+    forecast.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
 
 
 def _add_configuration(parser: argparse.ArgumentParser, optional: bool = False) -> None:

@@ -273,6 +273,8 @@ class TelemetryConfig(Settings):
     """Write `tensorboard/` in the run directory."""
     wandb: Switch = False
     """Write to Weights & Biases: one run per task, offline unless logged in."""
+    wandb_checkpoints: Switch = False
+    """Send each best checkpoint there, too, as an artifact."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,6 +285,10 @@ class ClusterConfig(Settings):
     """local: a cluster of this run's own; auto or host:port: one that is there."""
     dashboard: Switch = False
     """Start Ray's dashboard on loopback with a local cluster (about 0.9 GB)."""
+    rollout_labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Ray's labels of the nodes that rollouts may run on, such as `pool: cpu`; {}: on any."""
+    rollout_resources: dict[str, PositiveFloat] = dataclasses.field(default_factory=dict)
+    """What each rollout reserves of its node, such as `CPU: 1`; {}: spread evenly over nodes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,6 +321,8 @@ class RunConfig(Settings):
                 rule = f"letters, digits, - and _, and none of {', '.join(_TAKEN)}"
                 raise ConfigError(f"tasks: {name!r} cannot name a task's directory: {rule}")
             _check_task(name, task)
+        if self.telemetry.wandb_checkpoints and not self.telemetry.wandb:
+            raise ConfigError("telemetry.wandb_checkpoints is true, wandb is not: set it, too")
         known = ("custom", "auto", *self.load.tiers)
         if self.load.tier not in known:
             raise ConfigError(f"load.tier is {self.load.tier!r}: one of {', '.join(known)}")

@@ -80,6 +80,17 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
     return dict(_ADAPTER.dump_python(config))
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name to value of every setting of a tree, as `--set` names them."""
+    settings: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            settings |= flat(value, f"{prefix}{key}.")
+        else:
+            settings[prefix + key] = value
+    return settings
+
+
 def _merged(base: Mapping[str, Any], over: Any) -> dict[str, Any]:
     if not isinstance(over, Mapping):
         raise ConfigError(f"expected a mapping of settings, found {over!r}")

@@ -31,6 +31,12 @@ class Machine:
     gpu_memory_bytes: int = 0
     """Free on the GPU that has least."""
 
+    @property
+    def words(self) -> str:
+        """For people: `2 cores, 20.1 GB of memory free, no GPU`."""
+        gpus = ", ".join(self.gpus) or "no GPU"
+        return f"{self.cores} cores, {self.memory_bytes / 1e9:.1f} GB of memory free, {gpus}"
+
 
 def detect(shared_memory: Path = Path("/dev/shm")) -> Machine:
     """Look at this machine."""

@@ -32,6 +32,7 @@ from rl_cluster.remote import RemoteError, check_url
 from rl_cluster.resident import resident_bytes
 from rl_cluster.supervision.admission import Admission, TaskDemand, admit, fit, most_at_once
 from rl_cluster.supervision.tiers import CUSTOM, LoadState
+from rl_cluster.telemetry.wandb_runs import check_available
 
 _STORE_SLACK = 1.06
 _WORKERS_BESIDE_ROLLOUTS = 3  # replay, learner, evaluator
@@ -68,6 +69,8 @@ def prepare(config: RunConfig) -> PreparedRun:
       ConfigError: an environment, a device or a network that cannot be.
       AdmissionError: not enough memory.
     """
+    if config.telemetry.wandb:
+        _check_wandb()
     machine = detect()
     effective = resolve(config, machine)
     specs, demands, reasons = {}, [], {}
@@ -85,6 +88,13 @@ def prepare(config: RunConfig) -> PreparedRun:
         effective, demands, most_games = _fitted(effective, demands, machine)
     largest = sorted(demands, key=lambda demand: demand.store_bytes)[-most_games:]
     return PreparedRun(effective, machine, specs, demands, admit(largest, machine), most_games)
+
+
+def _check_wandb() -> None:
+    try:
+        check_available()
+    except (ModuleNotFoundError, ValueError) as error:
+        raise ConfigError(f"telemetry.wandb: {error}") from error
 
 
 def _check_upload(name: str, task: TaskConfig) -> None:

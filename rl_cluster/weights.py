@@ -40,6 +40,10 @@ class WeightStore(Generic[Payload]):
         newest = self._newest.get(task)
         return newest.version if newest else -1
 
+    def versions(self) -> dict[str, int]:
+        """Newest version of every task that has any."""
+        return {task: newest.version for task, newest in self._newest.items()}
+
     def newer_than(self, task: str, version: int) -> PublishedWeights[Payload] | None:
         """The newest publication, if it is newer than `version`."""
         newest = self._newest.get(task)

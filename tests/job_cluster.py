@@ -24,30 +24,37 @@ _FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class JobCluster(RayCluster):
-    """One node with Ray's job server; a context manager.
+    """Nodes, one with Ray's job server; a context manager.
 
     Args:
       token: file that is made for its token.
+      nodes: how many.
     """
 
-    def __init__(self, token: Path) -> None:
+    def __init__(self, token: Path, nodes: int = 1) -> None:
         # Ray makes one only where no path is named.
         self._token = secrets.token_hex(32)
         token.touch(mode=0o600)
         token.write_text(self._token)
         path = f"{_BIN}:{os.environ['PATH']}"  # as in an activated environment
-        super().__init__(1, {"RAY_AUTH_TOKEN_PATH": str(token), "PATH": path})
+        super().__init__(nodes, {"RAY_AUTH_TOKEN_PATH": str(token), "PATH": path})
         self.server = f"http://127.0.0.1:{_free_port()}"
 
     def _start(self, *arguments: str) -> None:
-        super()._start(
-            *arguments,
+        heads = (
             "--include-dashboard=true",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.server.rpartition(':')[2]}",
-            f"--dashboard-agent-listen-port={_free_port()}",
             f"--ray-client-server-port={_free_port()}",
         )
+        agent = f"--dashboard-agent-listen-port={_free_port()}"
+        super()._start(*arguments, agent, *(heads if "--head" in arguments else ()))
+
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """What Ray's clients need to find it, and to get in."""
+        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+        return {"RAY_ADDRESS": self.server, **{name: self._environment[name] for name in names}}
 
     def submit(self, name: str, working_dir: Path, *entrypoint: object) -> None:
         """Submit a job, and do not wait for it."""

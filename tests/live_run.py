@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,26 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 class LiveRun:
-    """`rl-cluster train` in the background; a context manager that leaves no process behind."""
+    """`rl-cluster train` in the background; a context manager that leaves no process behind.
 
-    def __init__(self, config: Path, run_dir: Path, *settings: str, resume: bool = False) -> None:
+    `instead` names another command that begins this run, such as a sweep's.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        run_dir: Path,
+        *settings: str,
+        resume: bool = False,
+        instead: Sequence[object] = (),
+    ) -> None:
         self.run_dir = run_dir
         self._shared_memory = set(os.listdir("/dev/shm"))
-        arguments = ["train", config, "--run", run_dir, *(["--resume"] if resume else [])]
+        train = ["train", config, "--run", run_dir, *(["--resume"] if resume else [])]
+        arguments: list[object] = [*(instead or train)]
         if settings:
             arguments += ["--set", *settings]
+        run_dir.parent.mkdir(exist_ok=True)
         self._log = (run_dir.parent / f"{run_dir.name}.log").open("a+")
         environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
         self.process = subprocess.Popen(

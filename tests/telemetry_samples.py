@@ -1,8 +1,12 @@
 """A run's figures, as the tests of the telemetry use them."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rl_cluster.telemetry.summary import Summary, TaskSummary
+from rl_cluster.video import VideoRecorder
 
 NOW_S = 1_800_000_000.0
 
@@ -70,3 +74,11 @@ def run_summary(**changes: Any) -> Summary:
         tasks={"Pong": task_summary(), "MontezumaRevenge": fresh_task_summary()},
     )
     return {**summary, **changes}  # type: ignore[typeddict-item]
+
+
+def save_film(path: Path, brightness: int = 0) -> Path:
+    """A film of two frames; 168 pixels high and wide."""
+    recorder = VideoRecorder()
+    for shade in (brightness, brightness, 200):
+        recorder.add(np.full((84, 84), shade, np.uint8))
+    return recorder.save(path)

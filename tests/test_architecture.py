@@ -34,7 +34,7 @@ WORKING_PARTS = (
     "rl_cluster.streams",
     "rl_cluster.cli",
 )
-ON_TOP = ("rl_cluster", "rl_cluster.__main__", "rl_cluster.cli")
+ON_TOP = ("rl_cluster", "rl_cluster.__main__", "rl_cluster.cli", "rl_cluster.cli_experiments")
 """What people call, and what may therefore start the cluster."""
 
 

@@ -350,6 +350,8 @@ def test_values_that_contradict_each_other_are_refused_with_both() -> None:
     assert "tasks.Pong.rollout.inference_batch is 5, more than the 4 environments" in said
     said = refusal("tasks: {Pong: {replay: {capacity_transitions: 2000}}}")
     assert "min_transitions is 2000, not below the capacity of 2000" in said
+    said = refusal("{tasks: [Pong], telemetry: {wandb_checkpoints: true}}")
+    assert "telemetry.wandb_checkpoints is true, wandb is not" in said
 
 
 def test_values_that_just_fit_together_are_taken() -> None:

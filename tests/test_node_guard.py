@@ -22,7 +22,7 @@ def control(tmp_path: Path) -> Control:
 @pytest.fixture
 def guard(control: Control, tmp_path: Path) -> Iterator[NodeGuard]:
     config = from_mapping({"tasks": ["Catch"], "telemetry": {"tensorboard": False}})
-    hub = TelemetryHub("run", tmp_path, config, {})
+    hub = TelemetryHub("run", tmp_path, config)
     yield NodeGuard(control, hub)
     hub.close()
 

@@ -46,6 +46,15 @@ def row(run: preparation.PreparedRun, task: str = "one") -> Difference | None:
     return next((d for d in run.effective.differences if d.setting == setting), None)
 
 
+def test_a_way_to_wandb_that_there_is_not_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    config = from_mapping({"tasks": ["one"], "telemetry": {"wandb": True}})
+    with pytest.raises(ConfigError, match=r"telemetry\.wandb: WANDB_MODE is 'ofline'"):
+        preparation.prepare(config)
+
+
 def test_frames_that_fit_into_their_share_lie_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     run = prepared(monkeypatch, 4 * GIGABYTE, resident_share=0.5)
     assert row(run) is None

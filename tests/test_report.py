@@ -91,7 +91,8 @@ def test_report_has_every_section_with_the_runs_own_figures(run_dir):
     assert path == run_dir / "report.html"
     html = path.read_text(encoding="utf-8")
     assert Page(html).ids == [
-        "state", "summary", "task-Pong", "task-Breakout", "effective", "incidents", "configuration",
+        "state", "summary", "goodput", "task-Pong", "task-Breakout", "effective", "incidents",
+        "configuration",
     ]  # fmt: skip
     for text in ("quickstart", "completed", "1.24 M", "wanted 8", "-17.2", "-20.7", "9.9 %",
                  "-16.9", "learner-0 died 6 times", "tasks.Pong.rollout.environments", REASON,
@@ -192,3 +193,29 @@ def test_ticks_are_few_round_and_inside(low, high, expected):
     assert 2 <= len(values) <= 7
     assert low - 1e-9 <= values[0] < values[-1] <= high + 1e-9
     assert expected is None or values == pytest.approx(expected)
+
+
+def test_goodput_counts_downtime_and_steps_done_again(tmp_path):
+    """Two sessions of 100 s with 3,400 s between; the second begins 200 steps earlier."""
+    writer = open_writer(tmp_path)
+    figures = task_metrics(task_summary())
+    for time_s, wall_s, steps in ((0, 0, 0), (100, 100, 1000), (3500, 100, 800), (3600, 200, 1800)):
+        values = figures | {"env_steps": steps, "env_frames": 4 * steps}
+        writer.write(NOW_S + time_s, wall_s, "Pong", steps, values)
+    writer.close()
+    tasks = {"Pong": task_summary()}
+    write_summary(tmp_path, run_summary(updated_at=NOW_S + 3600, wall_s=200.0, tasks=tasks))
+    html = write_report(tmp_path, hourly=2.0).read_text(encoding="utf-8")
+    (section,) = re.findall(r'<section id="goodput">.*?</section>', html, re.DOTALL)
+    cells = re.findall(r"<td>(.*?)</td>", section)
+    assert cells == ["Pong", "1,800", "200", "1,800", "900"]
+    assert "1 h 0 min from the first start" in section and "3 min 20 s of it at work" in section
+    assert "2.00 in all, at 2 an hour" in section
+
+
+def test_goodput_begins_with_the_boot_that_came_before_the_first_figures(run_dir):
+    entry = {"boot_id": "b", "time": NOW_S - 3600.0, "load": {}, "clean": False}
+    boots = JsonLines(run_dir / "boots.jsonl")
+    boots.append(entry)
+    boots.close()
+    assert read_run(run_dir).span_s == (NOW_S - 3600.0, NOW_S + 145.0)

@@ -1,23 +1,17 @@
 import json
 import math
-import os
-import struct
 import sys
-import time
 
 import pytest
+from telemetry_samples import save_film
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util import tensor_util
-from wandb.proto import wandb_internal_pb2
 
+from rl_cluster.telemetry.incidents import Incident
 from rl_cluster.telemetry.jsonl import JsonLines, read_lines
-from rl_cluster.telemetry.writers import WandbOptions, open_writer, wandb_mode
+from rl_cluster.telemetry.writers import open_writer
 
 FIGURES = {"env_frames": 400, "loss": 0.5, "policy_version": 3}
-
-
-def options(**ids: str) -> WandbOptions:
-    return WandbOptions(project="tests", group="quickstart", ids=ids, config={"seed": 1})
 
 
 def events(directory):
@@ -31,23 +25,16 @@ def events(directory):
     return found
 
 
-def wandb_records(path):
-    """The records of a short offline W&B run: a header, then checksum, length, type and record."""
-    data, position = path.read_bytes(), 7
-    assert len(data) < 32_768, "longer files come in blocks"
-    while position < len(data):
-        _, length, _ = struct.unpack_from("<IHB", data, position)
-        position += 7 + length
-        yield wandb_internal_pb2.Record.FromString(data[position - length : position])
-
-
-def wandb_history(path):
-    """The rows of that run, by key."""
-    return [
-        {item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-        for record in wandb_records(path)
-        if record.HasField("history")
-    ]
+def values(directory, tag, plugin):
+    """(step, value) of one tag, which a plugin of TensorBoard's shows."""
+    found = []
+    for path in sorted(directory.glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag == tag:
+                    assert value.metadata.plugin_data.plugin_name == plugin
+                    found.append((event.step, tensor_util.make_ndarray(value.tensor).tolist()))
+    return found
 
 
 def test_rows_are_read_back_from_jsonl(tmp_path):
@@ -155,67 +142,37 @@ def test_tensorboard_sees_rows_after_a_flush(tmp_path):
     writer.close()
 
 
-def test_wandb_writes_a_grouped_run_per_task_and_a_second_writer_resumes_its_id(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    ids = {"Pong": "pong-id", "Breakout": "breakout-id"}
-    for frames in (400, 800):
-        writer = open_writer(tmp_path, wandb=options(**ids))
-        opened_s = int(time.time())
-        writer.write(1_000.0, 5.0, None, None, {"incidents": 2})
-        writer.write(1_000.0, 5.0, "Pong", 100, {"env_frames": frames, "loss": 0.5})
-        writer.write(1_000.0, 5.0, "Breakout", 100, {"env_frames": frames, "loss": math.nan})
-        writer.close()
-        while int(time.time()) == opened_s:  # W&B names a session's directory by the second
-            time.sleep(0.02)
-    directory = tmp_path / "wandb"
-    pong = sorted(directory.glob("offline-run-*-pong-id/run-pong-id.wandb"))
-    assert len(pong) == 2
-    assert len(list(directory.glob("offline-run-*-breakout-id"))) == 2
-    run = next(record.run for record in wandb_records(pong[0]) if record.HasField("run"))
-    assert (run.run_id, run.run_group, run.project) == ("pong-id", "quickstart", "tests")
-    for path, frames in zip(pong, (400, 800), strict=True):
-        (row,) = wandb_history(path)
-        assert row["_step"] == row["progress/env_frames"] == frames
-        assert row["learning/loss"] == 0.5
-        assert (row["health/incidents"], row["health/wall_s"]) == (2, 5)
-
-
-def test_wandb_leaves_out_rows_behind_the_newest_step(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    writer = open_writer(tmp_path, wandb=options(Pong="pong-id"))
-    for frames in (400, 200, 600):
-        writer.write(1_000.0, 5.0, "Pong", 100, {"env_frames": frames})
+def test_tensorboard_shows_incidents_as_text_with_the_next_row_of_their_task(tmp_path):
+    writer = open_writer(tmp_path, tensorboard=True)
+    died = Incident(1_000.0, "Pong", "learner", "worker_failed", "it died", "restart")
+    writer.incident(died)
+    writer.incident(Incident(1_000.0, None, None, "load_changed", "little memory", "a game less"))
+    writer.write(1_001.0, 5.0, "Pong", 100, FIGURES)
+    writer.write(1_006.0, 10.0, "Pong", 200, FIGURES)
+    writer.write(1_006.0, 10.9, None, None, {"incidents": 2})
     writer.close()
-    (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert [row["_step"] for row in wandb_history(path)] == [400, 600]
-    assert len(list(read_lines(tmp_path / "metrics.jsonl"))) == 3
+    pong = values(tmp_path / "tensorboard" / "Pong", "incidents", "text")
+    assert pong == [(400, b"**worker_failed** learner it died: restart")]
+    assert values(tmp_path / "tensorboard", "incidents", "text") == [
+        (10, b"**load_changed**  little memory: a game less")
+    ]
 
 
-def test_wandb_is_offline_without_a_login_and_as_its_variable_says_otherwise(tmp_path, monkeypatch):
-    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert wandb_mode() == "offline"
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert wandb_mode() == "disabled"
-    monkeypatch.setenv("WANDB_MODE", "ofline")
-    with pytest.raises(ValueError, match="'ofline'.*online, offline or disabled"):
-        wandb_mode()
+def test_tensorboard_shows_each_best_game_once_as_the_film_that_it_is(tmp_path):
+    writer = open_writer(tmp_path, tensorboard=True)
+    writer.write(1_000.0, 5.0, "Pong", 100, FIGURES)
+    path = save_film(tmp_path / "Pong" / "videos" / "best.gif")
+    for wall_s in (10.0, 15.0):
+        writer.write(1_000.0 + wall_s, wall_s, "Pong", 200, {"env_frames": 800})
+    writer.close()
+    found = values(tmp_path / "tensorboard" / "Pong", "videos/best", "images")
+    assert found == [(800, [b"168", b"168", path.read_bytes()])]
 
 
-@pytest.mark.parametrize(
-    ("extra", "arguments"),
-    [("tensorboard", {"tensorboard": True}), ("wandb", {"wandb": options(Pong="pong-id")})],
-)
-def test_missing_extra_is_an_error_with_the_line_that_installs_it(
-    tmp_path, monkeypatch, extra, arguments
-):
-    module = {"tensorboard": "tensorboard.summary", "wandb": "wandb"}[extra]
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModuleNotFoundError, match=rf"pip install 'rl-cluster\[{extra}\]'"):
-        open_writer(tmp_path, **arguments)
+def test_missing_extra_is_an_error_with_the_line_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'rl-cluster\[tensorboard\]'"):
+        open_writer(tmp_path, tensorboard=True)
 
 
 def test_close_may_be_repeated(tmp_path):

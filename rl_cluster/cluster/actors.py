@@ -7,20 +7,25 @@ back-off and brings it back empty: the supervisor replaces it.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError
 
 Actor = ActorHandle[Any]
 Ref = ObjectRef[Any]
+_ASK_AGAIN_S = 0.2
 
 
 def spawn(
     cls: type,
     name: str,
     *arguments: Any,
+    placement: Mapping[str, Any] | None = None,
     max_concurrency: int | None = None,
     num_gpus: float = 0.0,
     restarted_by_ray: bool = False,
@@ -31,6 +36,7 @@ def spawn(
       cls: the plain class that it runs.
       name: unique within the run.
       arguments: of the class's constructor.
+      placement: Ray's options that say where (see `placement`); None: wherever Ray likes.
       max_concurrency: calls that it answers at once; None: Ray's default for the class.
       num_gpus: share of a GPU that it holds.
       restarted_by_ray: whenever it dies, with the same arguments; one of that name that is there
@@ -42,6 +48,7 @@ def spawn(
     options: dict[str, Any] = {
         "name": name,
         "num_cpus": 0,
+        **(placement or {}),
         "num_gpus": num_gpus,
         "lifetime": "detached",
         "max_restarts": -1 if restarted_by_ray else 0,
@@ -67,6 +74,22 @@ def read(ref: Ref, timeout_s: float) -> Any:
       RayError: it did not come in time (GetTimeoutError), or what made it failed.
     """
     return ray.get(ref, timeout=timeout_s)
+
+
+def ask(call: Callable[[], Ref], timeout_s: float) -> Any:
+    """The answer of an actor that Ray restarts: asked again where it is on its way back.
+
+    Raises:
+      RayError: it did not come in time, or what made it failed.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            return read(call(), timeout_s)
+        except ActorUnavailableError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_ASK_AGAIN_S)
 
 
 def cause_of(error: BaseException) -> str:

@@ -24,6 +24,7 @@ import torch
 from ray.exceptions import RayError
 
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
+from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, cause_of, read
 from rl_cluster.cluster.evaluations import EvaluationError, Evaluations
 from rl_cluster.cluster.messages import Candidate, EvaluatorStatus, RunClock
@@ -96,6 +97,11 @@ class CourierActor:
         self._sent: int | None = None
         self._held_back, self._considered_step = 0, -1
         self._vitals.keep(lambda: asyncio.run(self._run()), "courier")
+
+    def __repr__(self) -> str:
+        """Name, state and the newest policy that rovers were told of."""
+        sent = "nothing sent" if self._sent is None else f"policy {self._sent} sent"
+        return self._vitals.line(names.courier_name(self._task), sent)
 
     def health(self) -> Health:
         """Say how the work goes on; answered beside it."""

@@ -17,9 +17,11 @@ from ray.exceptions import RayError
 from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, read, spawn
 from rl_cluster.cluster.messages import StopReport
+from rl_cluster.cluster.placement import RolloutPlaces, at_home
 from rl_cluster.cluster.task_group import TaskGroup
 from rl_cluster.cluster.weights_actor import WeightsActor
 from rl_cluster.cluster.worker import Notice, Worker, WorkerState
+from rl_cluster.config import ClusterConfig
 from rl_cluster.fence import FenceDamaged, FenceHeld
 from rl_cluster.supervision.health import Deadlines
 from rl_cluster.supervision.plan import (
@@ -43,12 +45,22 @@ Say = Callable[..., None]
 class Crew:
     """All workers of a run."""
 
-    def __init__(self, rule: RestartRule, deadlines: Deadlines, seed: int, say: Say) -> None:
+    def __init__(
+        self,
+        rule: RestartRule,
+        deadlines: Deadlines,
+        seed: int,
+        say: Say,
+        cluster: ClusterConfig,
+    ) -> None:
         self.groups: dict[str, TaskGroup] = {}
+        self.rollout_places = RolloutPlaces(cluster)
         self._rule, self._say, self._recurrence = rule, say, Recurrence()
         self._now_s = 0.0
         self._rng = np.random.default_rng(seed)
-        self.weights: Actor = spawn(WeightsActor, names.WEIGHTS, restarted_by_ray=True)
+        self.weights: Actor = spawn(
+            WeightsActor, names.WEIGHTS, placement=at_home(), restarted_by_ray=True
+        )
         self._weights_place = Worker(names.WEIGHTS, "", "weights", deadlines)
         self._weights_place.fill(self.weights, 0.0)
 
@@ -85,6 +97,7 @@ class Crew:
         for group in self.groups.values():
             if not group.evaluates:
                 group.evaluator.empty()
+        self._move_a_rollout(now_s)
         workers = {w.name: w for group in self.groups.values() for w in group.wanted()}
         records = [worker.record() for worker in workers.values()]
         parks: list[Park] = []
@@ -106,6 +119,18 @@ class Crew:
                 assert isinstance(action, Start)
                 self._start(workers[action.worker], now_s, wall_s)
         return parks, gifts
+
+    def _move_a_rollout(self, now_s: float) -> None:
+        """Empty the place of one that another node would do better for: it is filled there."""
+        games = (group for group in self.groups.values() if not group.config.is_fleet)
+        rollouts = {worker.name: worker for group in games for worker in group.rollouts}
+        healths = {name: rollout.health for name, rollout in rollouts.items()}
+        nodes = {name: health.node_id if health else None for name, health in healths.items()}
+        name = self.rollout_places.misplaced(nodes, now_s)
+        if name is not None and nodes[name] is not None:
+            cause = "another node has fewer rollouts per core"
+            self._say("rollout_moved", cause, "made anew there", rollouts[name])
+            rollouts[name].empty()
 
     def save(self, tasks: list[str], timeout_s: float) -> None:
         """Let learners save and leave their loops; one that cannot keeps its last checkpoint."""

@@ -17,12 +17,13 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util import get_node_ip_address, list_named_actors
+from ray.util import list_named_actors
 
 from rl_cluster.algorithm import checkpoint_schema
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
 from rl_cluster.cluster import names, runtime
 from rl_cluster.cluster.actors import Actor, cause_of, read
+from rl_cluster.cluster.placement import at_home, home_resource, live_nodes
 from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.supervisor_actor import SupervisorActor
 from rl_cluster.config import ConfigError
@@ -73,7 +74,9 @@ def enlist(run_dir: Path) -> int:
         config = with_added(load(run_dir / "config.yaml"), wishes.get("added", {}))
         prepared = prepare(config)
         plan = _plan(prepared, RunDirectory(run_dir))
-        _join_cluster(run_dir)
+        cluster = _join_cluster(run_dir)
+        if not cluster.daemons:
+            _check_store(prepared.admission.object_store_bytes)
         read(_supervisor_here(plan).health.remote(), _CLUSTER_TIMEOUT_S)
     except (AdmissionError, CheckpointError, ConfigError) as error:
         control.write("enlist", {"error": cause_of(error)})
@@ -90,18 +93,15 @@ def enlist(run_dir: Path) -> int:
 def _supervisor_here(plan: RunPlan) -> Actor:
     """The supervisor, made where there is none yet: on this host and no other.
 
-    The keeper is here, and the two speak through the files of the run. What ties it is the resource
-    that Ray gives a host's nodes for their address, not a node's id: a node that died comes back
-    under another id, and Ray gives an actor up whose node's id is gone, but waits for a resource.
-    Meanwhile workers on other hosts train on; where it takes longer than a supervisor may be
-    silent, the keeper makes the run anew, which fails, and says why, as long as there is no node.
+    The keeper is here, and the two speak through the files of the run. While this host's node is
+    away nothing is learned; where that takes longer than a supervisor may be silent, the keeper
+    makes the run anew, which fails, and says why, as long as there is no node.
 
     Raises:
       NoNodeHere: the cluster has none here.
     """
-    own_address: Any = get_node_ip_address
     resources: Any = ray.cluster_resources
-    here = f"node:{own_address()}"
+    here = home_resource()
     if here not in resources():
         raise NoNodeHere(
             f"the supervisor has to be on the host of its keeper, and the cluster at "
@@ -111,7 +111,7 @@ def _supervisor_here(plan: RunPlan) -> Actor:
     actor: Actor = remote.options(
         name=names.SUPERVISOR,
         num_cpus=0,
-        resources={here: 0.001},
+        **at_home(),
         # Where this host has several nodes: not that one again under which it has just died.
         scheduling_strategy="SPREAD",
         lifetime="detached",
@@ -122,8 +122,28 @@ def _supervisor_here(plan: RunPlan) -> Actor:
     return actor
 
 
-def _join_cluster(run_dir: Path) -> None:
-    """Wait for the keeper's cluster, and for its node to be known there.
+def _check_store(needed_bytes: int) -> None:
+    """Refuse a cluster of others whose store, on this host, would overflow to disk or fail.
+
+    Raises:
+      AdmissionError: names both sizes.
+    """
+    here = home_resource()
+    stores = [
+        int(node["Resources"].get("object_store_memory", 0))
+        for node in live_nodes()
+        if here in node["Resources"]
+    ]
+    if max(stores, default=0) < needed_bytes:
+        raise AdmissionError(
+            f"the run needs {needed_bytes / 1e9:.2f} GB of object store on its keeper's host, and "
+            f"the cluster has {max(stores, default=0) / 1e9:.2f} GB there: start that node with "
+            f"--object-store-memory={needed_bytes}, or lower replay.capacity_transitions"
+        )
+
+
+def _join_cluster(run_dir: Path) -> ClusterAddress:
+    """Wait for the keeper's cluster, and for its node to be known there; return where it is.
 
     Raises:
       TimeoutError: it is not there, or has no node on this host.
@@ -143,7 +163,9 @@ def _join_cluster(run_dir: Path) -> None:
         time.sleep(0.05)
     if not cluster.daemons:  # where `auto` led to
         address = runtime.gcs_address()
-        RunDirectory(run_dir).write_address(ClusterAddress(address, cluster.namespace, ()))
+        cluster = ClusterAddress(address, cluster.namespace, ())
+        RunDirectory(run_dir).write_address(cluster)
+    return cluster
 
 
 def _plan(prepared: PreparedRun, directory: RunDirectory) -> RunPlan:

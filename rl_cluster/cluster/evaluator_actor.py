@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
+from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import cause_of
 from rl_cluster.cluster.evaluations import EvaluationError, Evaluations
 from rl_cluster.cluster.messages import Candidate, EvaluatorStatus, RunClock
@@ -41,12 +42,20 @@ class EvaluatorActor:
     ) -> None:
         os.nice(_NICENESS)
         torch.set_num_threads(1)
+        self._name = names.evaluator_name(task)
         self._config, self._fence = config, fence
         self._dir, self._clock = Path(task_dir), RunClock(wall_s)
         self._vitals = Vitals(fence.epoch, "working")
         self._evaluator = Evaluator(config, spec, self._vitals.progress)
         self._evaluations = Evaluations(task, self._dir, fence, self._vitals)
         self._vitals.keep(self._run, "evaluator")
+
+    def __repr__(self) -> str:
+        """Name, state and the newest policy that was judged."""
+        newest = self._evaluations.newest
+        return self._vitals.line(
+            self._name, "nothing judged" if newest is None else f"policy {newest.policy_version}"
+        )
 
     def health(self) -> Health:
         """Say how the work goes on; answered beside it."""

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from rl_cluster.cluster import names
 from rl_cluster.cluster.messages import notice
 from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.config import TaskConfig
@@ -41,6 +42,10 @@ class FieldActor:
         self._url, self._driving = "", 0
         self._notices: list[dict[str, str]] = []
         self._vitals.keep(self._run, "field")
+
+    def __repr__(self) -> str:
+        """Name, state and how many rovers drive."""
+        return self._vitals.line(names.field_name(self._task), f"{self._driving} rovers")
 
     def health(self) -> Health:
         """Say how the work goes on."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private import services
 from ray.exceptions import RayError
+from ray.util import list_named_actors
 
 from rl_cluster.cluster import names, runtime
-from rl_cluster.cluster.actors import Actor, cause_of, read
+from rl_cluster.cluster.actors import Actor, Ref, cause_of, read
 from rl_cluster.config_file import load
 from rl_cluster.control import Control
 from rl_cluster.levers import LIVE
@@ -35,7 +37,7 @@ from rl_cluster.supervision.tiers import AUTO, CUSTOM
 if TYPE_CHECKING:
     import ipywidgets
 
-_ANSWER_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S, _LINE_TIMEOUT_S = 60.0, 5.0
 _LOOK_S = 0.3
 
 
@@ -47,8 +49,8 @@ class RunHandle(RecordedRun):
     """A live run: its levers, and all that a recorded run shows.
 
     `tasks`, `tiers` and `settings` hold names to be picked with TAB, such as `run.tasks.Pong`,
-    `run.tiers.heavy` and `run.settings.learner.batch`. Levers raise RunUnreachable where the run
-    does not answer, or refuses, and RunDirectoryError where it is over or is being started anew.
+    `run.tiers.heavy` and `run.settings.learner.batch`. Levers raise RunUnreachable where the
+    run does not answer, or refuses, and RunDirectoryError where it is over or starts anew.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -57,6 +59,24 @@ class RunHandle(RecordedRun):
         """Names that `tier` takes."""
         self.settings = tree_of_names(LIVE)
         """Names that `change` takes."""
+
+    @property
+    def dashboard_url(self) -> str | None:
+        """Where Ray's dashboard of the run's cluster is; None where it has none."""
+        find_address: Any = services.get_webui_url_from_internal_kv
+        with _supervisor_at(read_address(self._run_dir)):
+            address = find_address()
+        return f"http://{address}" if address else None
+
+    def workers(self) -> dict[str, str]:
+        """What each of the run's actors says of itself now, by name."""
+        asked: dict[str, Ref] = {}
+        with _supervisor_at(read_address(self._run_dir)):
+            for name in sorted(list_named_actors()):
+                with suppress(ValueError):  # it has just ended
+                    actor: Any = ray.get_actor(name)
+                    asked[name] = actor.__ray_call__.remote(repr)
+            return {name: _line(ref) for name, ref in asked.items()}
 
     def tier(self, name: str) -> None:
         """Ask for a tier: light, medium, heavy, auto, custom or one of the configuration's."""
@@ -177,3 +197,10 @@ def _supervisor_at(cluster: ClusterAddress) -> Iterator[Actor]:
     finally:
         if ours:
             runtime.leave()
+
+
+def _line(ref: Ref) -> str:
+    try:
+        return str(read(ref, _LINE_TIMEOUT_S))
+    except RayError as error:
+        return f"no answer: {cause_of(error)}"

@@ -16,6 +16,8 @@ from ray._common import network_utils
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 
+from rl_cluster.cluster.placement import live_nodes
+
 _ANSWER_S = 0.5
 """The supervisor waits for it between two ticks."""
 
@@ -39,6 +41,15 @@ def object_store_bytes() -> int | None:
         except grpc.RpcError:
             return None
     return int(stats.store_stats.object_store_bytes_used)
+
+
+def metrics_addresses() -> list[str]:
+    """Where the cluster's nodes give their figures to Prometheus; the GCS is asked."""
+    build_address: Any = network_utils.build_address  # type: ignore[attr-defined]
+    return [
+        build_address(node["NodeManagerAddress"], node["MetricsExportPort"])
+        for node in live_nodes()
+    ]
 
 
 def run_memory_bytes() -> int:

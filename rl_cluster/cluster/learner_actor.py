@@ -22,7 +22,8 @@ import torch
 from ray.exceptions import RayError
 
 from rl_cluster.algorithm import batch_memory, block_source, checkpoint_schema, warmed_agent
-from rl_cluster.cluster.actors import Actor, cause_of, read
+from rl_cluster.cluster import names
+from rl_cluster.cluster.actors import Actor, ask, cause_of, read
 from rl_cluster.cluster.messages import Candidate, LearnerStatus, ReplayState, StopReport, notice
 from rl_cluster.cluster.publisher import WeightsPublisher
 from rl_cluster.cluster.replay_client import ReplayClient
@@ -86,6 +87,15 @@ class LearnerActor:
         self._learner: Learner
         self._source: ReplayClient
         self._vitals.keep(self._run, "learner")
+
+    def __repr__(self) -> str:
+        """Name, state, policy version and speed; before the learner is made, it has neither."""
+        name, learner = names.learner_name(self._task), vars(self).get("_learner")
+        if learner is None:
+            return self._vitals.line(name)
+        counters = learner.counters
+        speed = f"{self._vitals.per_s(counters.updates):.1f} updates/s"
+        return self._vitals.line(name, f"policy {counters.policy_version}", speed)
 
     def health(self) -> Health:
         """Say how the work goes on; answered beside it."""
@@ -252,7 +262,7 @@ class LearnerActor:
         """Continue from the newest whole checkpoint, above every version ever published."""
         self._replay_state = self._saves.restore(self._learner)
         counters = self._learner.counters
-        published: int = read(self._weights.version.remote(self._task), _COMMAND_TIMEOUT_S)
+        published: int = ask(lambda: self._weights.version.remote(self._task), _COMMAND_TIMEOUT_S)
         counters.policy_version = max(counters.policy_version, published)
 
     def _rest(self, paused: bool) -> None:

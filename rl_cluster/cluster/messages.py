@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rl_cluster.cluster.actors import Ref
+from rl_cluster.cluster.parcels import Network
 from rl_cluster.evaluation import Best, Evaluation
 from rl_cluster.replay.index import Sample
 
@@ -95,6 +96,7 @@ class ReplayStatus:
     """Blocks that the journal had to skip since the start."""
     doubles: int = 0
     """Blocks from outside that came again since the start, and were taken once."""
+    network: Network = field(default_factory=Network)
     notices: tuple[dict[str, str], ...] = ()
     """Incidents since the last report: kind, cause, action, detail."""
 

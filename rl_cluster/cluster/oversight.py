@@ -22,6 +22,7 @@ from rl_cluster.cluster.run_report import RunReport
 from rl_cluster.cluster.seat import Seat
 from rl_cluster.cluster.task_group import TaskGroup, TaskPlan
 from rl_cluster.cluster.telemetry_hub import TelemetryHub
+from rl_cluster.cluster.tracker_guard import TrackerGuard
 from rl_cluster.config import TaskConfig
 from rl_cluster.control import Control
 from rl_cluster.effective import EffectiveFile
@@ -58,9 +59,10 @@ class Oversight:
         self._seat, self._wishes_kept = Seat(self.control, "supervisor"), True
         self._effective_file = EffectiveFile(run.run_dir, run.effective)
         self._watch = Watch(longest_tick_s=2 * TICK_S)
-        self.hub = TelemetryHub(run.name, run.run_dir, config, run.tracker_ids)
+        self.hub = TelemetryHub(run.name, run.run_dir, config)
         self._keeper = KeeperGuard(run.run_dir, self.control, self.hub)
         self._node = NodeGuard(self.control, self.hub)
+        self._tracker = TrackerGuard(run.run_dir, self.control, self.hub, config.telemetry.wandb)
         self.wishes = self._known_wishes()
         self._changed: dict[str, TaskConfig] = {}
         """What `requested` has worked out."""
@@ -98,7 +100,7 @@ class Oversight:
             self.wishes.tier,
             state.get("load") if same_session else None,
         )
-        self.crew = Crew(rule, deadlines, config.seed, sayer(self.hub))
+        self.crew = Crew(rule, deadlines, config.seed, sayer(self.hub), config.cluster)
         earlier = self._earlier_tasks()
         self.reports: dict[str, TaskReport] = {}
         for task in config.tasks:
@@ -128,6 +130,7 @@ class Oversight:
         self._complete_tasks()
         self._write_effective()
         self._keeper.look(now_s)
+        self._tracker.look(self.plan.tracker_ids, now_s)
         self.summary = self._compose("running")
         self.hub.summary(self.summary)
         if now_s >= self._row_due_s:
@@ -287,6 +290,7 @@ class Oversight:
         self.summary = self._compose(state)
         self.hub.summary(self.summary)
         self.hub.close()
+        self._tracker.finish(hurried)
         self.load.end()
         while not self._has_written("end", {"state": state, "reason": reason}):
             self.control.beat("supervisor")
@@ -346,6 +350,7 @@ class Oversight:
             run.tracker_ids[task],
             min(1.0, gpus / len(run.config.tasks)) if gpus else 0.0,
             self._deadlines,
+            self.crew.rollout_places,
         )
         config = at_load(self.requested(task), self.load.state)
         return TaskGroup(task_plan, config, self.crew.weights)

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from rl_cluster.cluster import names
 from rl_cluster.cluster.messages import notice
+from rl_cluster.cluster.parcels import Collected
 from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.config import TaskConfig
 from rl_cluster.field_report import FieldScores, save_view, write_status
@@ -71,6 +73,12 @@ class ReaderActor:
         self._expired = 0
         """Messages that were said to be lost."""
 
+    def __repr__(self) -> str:
+        """Name, state and speed."""
+        read = 0 if self._intake is None else self._intake.status().messages
+        speed = f"{self._vitals.per_s(read):.1f} messages/s"
+        return self._vitals.line(names.reader_name(self._task), speed)
+
     async def health(self) -> Health:
         """Say how the work goes on."""
         return self._vitals.report()
@@ -79,20 +87,20 @@ class ReaderActor:
         """Take another time of silence; quotas and limits stay as they were."""
         self._config = config
 
-    async def collect(self, num_blocks: int, task_env_steps: int) -> tuple[Any, ...]:
-        """Return (infos, report) and then up to `num_blocks` blocks, each a value of its own.
+    async def collect(self, num_blocks: int, task_env_steps: int, for_node: str) -> tuple[Any, ...]:
+        """Return a `Collected` and then up to `num_blocks` blocks, each a value of its own.
 
         None stands for the blocks that did not come in time.
         """
         intake = await self._opened()
         self._vitals.progress()
         if intake is None:
-            return ([], CollectReport((), None)), *[None] * num_blocks
+            return Collected([], CollectReport((), None)), *[None] * num_blocks
         blocks = [self._known(block) for block in await intake.collect(num_blocks, _POLL_S)]
         missing = [None] * (num_blocks - len(blocks))
         games, self._games = tuple(self._games), []
         infos = [block.info() for block in blocks]
-        return (infos, CollectReport(games, None)), *blocks, *missing
+        return Collected(infos, CollectReport(games, None)), *blocks, *missing
 
     async def stored(self, messages: list[str]) -> None:
         """Hear that blocks are kept, so that their messages need not come again."""

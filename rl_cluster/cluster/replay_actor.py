@@ -14,11 +14,11 @@ import asyncio
 import math
 import time
 from collections import OrderedDict, deque
-from typing import Any
 
 import numpy as np
 from ray.exceptions import RayError
 
+from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, Ref, cause_of
 from rl_cluster.cluster.arrivals import Arrivals
 from rl_cluster.cluster.messages import (
@@ -29,6 +29,8 @@ from rl_cluster.cluster.messages import (
     notice,
     percentiles,
 )
+from rl_cluster.cluster.parcels import Delivery, Network, call_for_blocks
+from rl_cluster.cluster.placement import node_id
 from rl_cluster.cluster.receipts import Receipts
 from rl_cluster.cluster.replay_journal import BlockBack, ReplayJournal
 from rl_cluster.cluster.vitals import Vitals
@@ -38,7 +40,6 @@ from rl_cluster.replay.index import ReplayIndex, Sample
 from rl_cluster.replay.journal import JournalPlace
 from rl_cluster.replay.journal_writer import OFF
 from rl_cluster.replay.rate_limiter import RateLimiter
-from rl_cluster.rollout import CollectReport
 from rl_cluster.supervision.health import Health
 
 RETURNS_KEPT = 20
@@ -91,7 +92,7 @@ class ReplayActor:
         self._receipts = Receipts(self.flush)
         self._known_messages: OrderedDict[str, None] = OrderedDict()
         """Of the blocks that came last, those that left again included."""
-        self._in_flight = 0
+        self._node_id, self._network = node_id(), Network()
         self._room_changed, self._attached = asyncio.Event(), asyncio.Event()
         self._inserted, self._sampling = asyncio.Event(), asyncio.Lock()
         self._collectors: dict[str, asyncio.Task[None]] = {}
@@ -100,7 +101,7 @@ class ReplayActor:
         self._returns = deque[float](maxlen=RETURNS_KEPT)
         self._lengths = deque[int](maxlen=RETURNS_KEPT)
         self._lags, self._ages = deque[int](maxlen=_RECENT), deque[int](maxlen=_RECENT)
-        self._version, self._updates = 0, 0
+        self._version, self._updates, self._in_flight = 0, 0, 0
         self._epsilon: float | None = None
         self._held_back_s, self._status_s = 0.0, time.monotonic()
 
@@ -110,6 +111,11 @@ class ReplayActor:
         return RateLimiter(
             replay.samples_per_insert, replay.min_transitions, slack, holds_inserts=not outside
         )
+
+    def __repr__(self) -> str:
+        """Name, state, newest policy that it heard of, and how fast it grows."""
+        speed = f"{self._vitals.per_s(self._index.inserted_transitions):.0f} transitions/s"
+        return self._vitals.line(names.replay_name(self._task), f"policy {self._version}", speed)
 
     async def attach(self, state: ReplayState | None) -> None:
         """Take the learner's checkpointed replay state and let collection and restoring begin.
@@ -225,6 +231,7 @@ class ReplayActor:
             restored_blocks=self._restored_blocks,
             lacking_blocks=journal.lacking,
             doubles=self._doubles,
+            network=self._network,
             notices=tuple(self._take_notices()),
         )
 
@@ -252,11 +259,9 @@ class ReplayActor:
             await self._room()
             self._in_flight += self._chunk
             try:
-                call: Any = rollout.collect.options(num_returns=blocks + 1)
-                refs: list[Ref] = call.remote(blocks, self._env_steps)
-                infos, report = await refs[0]
-                self._take(infos, refs[1:], report)
-                self._receipts.owe(rollout, [info.message for info in infos if info.message])
+                brought = await call_for_blocks(rollout, blocks, self._env_steps, self._node_id)
+                self._take(brought)
+                self._receipts.owe(rollout, [i.message for i in brought.infos if i.message])
             except Exception as error:  # noqa: BLE001 - task boundary: the supervisor hears of it
                 self._failed[name] = life, cause_of(error)
                 return
@@ -300,8 +305,12 @@ class ReplayActor:
             self._env_steps,
         )
 
-    def _take(self, infos: list[BlockInfo], refs: list[Ref], report: CollectReport) -> None:
-        for info, ref in zip(infos, refs, strict=False):  # a reader may bring fewer
+    def _take(self, brought: Delivery) -> None:
+        report = brought.report
+        self._network.add(brought)
+        for cause in brought.refused:
+            self._notices.append(notice("block_refused", cause, "left out; training goes on"))
+        for info, ref in zip(brought.infos, brought.refs, strict=False):  # a reader may bring fewer
             if self._holds(info.message):
                 self._doubles += 1
             else:

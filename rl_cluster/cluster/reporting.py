@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rl_cluster.cluster.messages import ReplayStatus
+from rl_cluster.cluster.network_report import NetworkReport
 from rl_cluster.cluster.rates import Rate
 from rl_cluster.cluster.stream_report import StreamReport
 from rl_cluster.cluster.task_group import TaskGroup
@@ -55,6 +56,7 @@ class TaskReport:
         self._group = group
         self._totals = Totals.of(earlier)
         self._frames, self._samples = Rate(), Rate()
+        self._network = NetworkReport(group)
         self._stream = StreamReport(group) if group.config.is_fleet else None
         self._final: TaskSummary | None = None
 
@@ -90,6 +92,7 @@ class TaskReport:
     def refresh(self, now_s: float) -> None:
         """Read the newest statuses."""
         group, totals = self._group, self._totals
+        self._network.refresh(now_s)
         if self._stream is not None:
             self._stream.refresh(now_s)
         replay, learner, evaluator = (
@@ -120,6 +123,9 @@ class TaskReport:
         summary = self._present()
         if self._stream is not None:
             summary["stream"] = self._stream.summary()
+        network = self._network.summary()
+        if network["nodes"] > 1:
+            summary["network"] = network
         return summary
 
     def _present(self) -> TaskSummary:
@@ -161,6 +167,7 @@ class TaskReport:
         replay, learner = self._group.replay_status, self._group.learner_status
         values = task_metrics(self.summary())
         values["worker_memory_bytes"] = self._group.memory_bytes
+        values |= self._network.metrics()
         if replay is not None:
             values |= {
                 "replay_age_p50": replay.replay_age[0],

@@ -16,7 +16,10 @@ from ray.exceptions import RayError
 
 from rl_cluster import exploration
 from rl_cluster.agents.policy import GreedyPolicy
+from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, Ref, is_here, read
+from rl_cluster.cluster.parcels import Collected, pack
+from rl_cluster.cluster.placement import node_id
 from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import make_environment, spec_of
@@ -35,10 +38,13 @@ class WeightsInbox:
 
     def __init__(self, weights: Actor, task: str) -> None:
         self._weights, self._task = weights, task
-        self._version = -1
+        self.version = -1
+        """Newest that is here, or on its way."""
         self._looked_s = 0.0
         self._vector: Ref | None = None
         self._question: Ref
+        self.taken_bytes = 0
+        """Of all vectors that were taken."""
         self._ask()
 
     def __call__(self) -> tuple[int, np.ndarray] | None:
@@ -59,17 +65,18 @@ class WeightsInbox:
             if not is_here(self._question):
                 return None
             published = read(self._question, _HERE_S)
-            self._version, self._vector = published.version, published.payload[0]
+            self.version, self._vector = published.version, published.payload[0]
         if not is_here(self._vector):
             self._looked_s = 0.0  # on its way, so it is worth looking again after every step
             return None
         flat: np.ndarray = read(self._vector, _HERE_S)
+        self.taken_bytes += flat.nbytes
         self._ask()
-        return self._version, flat
+        return self.version, flat
 
     def _ask(self) -> None:
         self._vector = None
-        self._question = self._weights.next_after.remote(self._task, self._version)
+        self._question = self._weights.next_after.remote(self._task, self.version)
 
 
 class RolloutActor:
@@ -82,6 +89,7 @@ class RolloutActor:
         self._vitals = Vitals(epoch, "waiting")
         torch.set_num_threads(config.rollout.torch_threads)
         self._index, rollout = index, config.rollout
+        self._name, self._env_steps = names.rollout_name(task, index), 0
         env_seed, action_seed = np.random.SeedSequence(seed).generate_state(2)
         env = make_environment(
             config.env,
@@ -95,7 +103,7 @@ class RolloutActor:
             build_network(config.agent, spec), bfloat16=rollout.precision == "bfloat16"
         )
         settings = RolloutSettings(
-            name=f"rollout:{task}/{index}",
+            name=self._name,
             block_length=rollout.block_length,
             frame_stack=config.agent.frame_stack,
             n_step=config.agent.n_step,
@@ -103,7 +111,8 @@ class RolloutActor:
             warm_up_env_steps=config.replay.min_transitions,
             exploration_env_steps=rollout.exploration_env_steps,
         )
-        inbox = WeightsInbox(weights, task)
+        self._inbox = inbox = WeightsInbox(weights, task)
+        self._node_id = node_id()
 
         def newer_weights() -> tuple[int, np.ndarray] | None:
             self._vitals.progress()  # asked before every step
@@ -112,11 +121,24 @@ class RolloutActor:
         rng = np.random.default_rng(action_seed)
         self._rollout = Rollout(env, spec, policy, newer_weights, settings, rng)
 
-    def collect(self, num_blocks: int, task_env_steps: int) -> tuple[Any, ...]:
-        """Return (infos, report) and then `num_blocks` blocks, each a return value of its own."""
+    def __repr__(self) -> str:
+        """Name, state, version of its policy (-1: random) and speed."""
+        speed = f"{self._vitals.per_s(self._env_steps):.0f} env steps/s"
+        return self._vitals.line(self._name, f"policy {self._inbox.version}", speed)
+
+    def collect(self, num_blocks: int, task_env_steps: int, for_node: str) -> tuple[Any, ...]:
+        """Return a `Collected` and then `num_blocks` blocks, each a return value of its own.
+
+        They are packed where the node that they are for is another.
+        """
         with self._vitals.phase("working"):
             blocks, report = self._rollout.collect(num_blocks, task_env_steps)
-        return ([block.info() for block in blocks], report), *blocks
+            leaves = for_node != self._node_id
+            values = pack(blocks) if leaves else blocks
+        taken_bytes, self._inbox.taken_bytes = self._inbox.taken_bytes, 0
+        infos = [block.info() for block in blocks]
+        self._env_steps += sum(info.transitions for info in infos)
+        return Collected(infos, report, leaves, taken_bytes if leaves else 0), *values
 
     def health(self) -> Health:
         """Say how the work goes on; answered beside it."""

@@ -19,6 +19,7 @@ class RunReport:
 
     def __init__(self, name: str, max_seconds: float | None, hub: TelemetryHub) -> None:
         self._name, self._max_seconds, self._hub = name, max_seconds, hub
+        hub.tell_prometheus(host.metrics_addresses())
         self.object_store_bytes: int | None = None
         """In use at the last look."""
 

@@ -14,6 +14,7 @@ import threading
 import time
 from typing import Any
 
+from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Ref, read
 from rl_cluster.cluster.oversight import TICK_S, Oversight
 from rl_cluster.cluster.reporting import TaskReport
@@ -33,6 +34,14 @@ class SupervisorActor:
     def __init__(self, run: RunPlan) -> None:
         self._run, self._lock = Oversight(run), threading.Lock()
         threading.Thread(target=self._run_for_ever, name="supervise", daemon=True).start()
+
+    def __repr__(self) -> str:
+        """Name, state, each task's policy, and the speed of all together."""
+        summary = self.summary()
+        tasks = [f"{task} {it['policy_version']}" for task, it in summary["tasks"].items()]
+        speed = sum(it["env_frames_per_s"] for it in summary["tasks"].values())
+        said = ", ".join([summary["state"], *tasks, f"{speed:.0f} env frames/s"])
+        return f"<{names.SUPERVISOR}: {said}; {summary['wall_s']:.0f} s of work>"
 
     def health(self) -> bool:
         """Answer, to show that it was made."""

@@ -23,6 +23,7 @@ from rl_cluster.cluster.evaluator_actor import EvaluatorActor
 from rl_cluster.cluster.field_actor import FieldActor, FieldStatus
 from rl_cluster.cluster.learner_actor import LearnerActor
 from rl_cluster.cluster.messages import EvaluatorStatus, LearnerStatus, ReplayStatus
+from rl_cluster.cluster.placement import RolloutPlaces, at_home
 from rl_cluster.cluster.reader_actor import ReaderActor, ReaderStatus
 from rl_cluster.cluster.replay_actor import ReplayActor
 from rl_cluster.cluster.rollout_actor import RolloutActor
@@ -52,6 +53,7 @@ class TaskPlan:
     tracker_id: str
     gpu_share: float
     deadlines: Deadlines
+    rollout_places: RolloutPlaces
 
 
 class TaskGroup:
@@ -264,6 +266,7 @@ class TaskGroup:
                 fence,
             ),
             fence.epoch,
+            placement=at_home(),
         )
 
     def _start_learner(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:
@@ -283,6 +286,7 @@ class TaskGroup:
             fence,
             max_concurrency=8,
             num_gpus=plan.gpu_share,
+            placement=at_home(),
         )
 
     def _start_rollout(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:
@@ -296,6 +300,7 @@ class TaskGroup:
             self._weights,
             fence.epoch,
             max_concurrency=2,
+            placement=self.plan.rollout_places.options(worker.name),
         )
 
     def _start_evaluator(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:
@@ -309,12 +314,19 @@ class TaskGroup:
             wall_s,
             fence,
             max_concurrency=4,
+            placement=at_home(),
         )
 
     def _start_reader(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:
         plan = self.plan
         return spawn(
-            ReaderActor, worker.name, plan.task, self.config, str(plan.run_dir), fence.epoch
+            ReaderActor,
+            worker.name,
+            plan.task,
+            self.config,
+            str(plan.run_dir),
+            fence.epoch,
+            placement=at_home(),
         )
 
     def _start_courier(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:
@@ -328,6 +340,7 @@ class TaskGroup:
             wall_s,
             fence,
             max_concurrency=4,
+            placement=at_home(),
         )
 
     def _start_field(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:
@@ -341,6 +354,7 @@ class TaskGroup:
             plan.seed,
             fence.epoch,
             max_concurrency=2,
+            placement=at_home(),
         )
 
     def _seed(self, worker: Worker) -> int:

@@ -12,37 +12,27 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from ray.util.metrics import Gauge
-
+from rl_cluster.cluster.ray_metrics import RayMetricsSink
 from rl_cluster.config import RunConfig
-from rl_cluster.config_file import to_mapping
 from rl_cluster.telemetry.incidents import Incident, IncidentLog
-from rl_cluster.telemetry.metrics import METRICS
+from rl_cluster.telemetry.prometheus import write_addresses
 from rl_cluster.telemetry.summary import Summary, write_summary
-from rl_cluster.telemetry.writers import MetricsWriter, WandbError, WandbOptions, open_writer
+from rl_cluster.telemetry.writers import MetricsWriter, open_writer
 
 _log = logging.getLogger(__name__)
 _MOST_UNWRITTEN = 1_000
 
 
 class TelemetryHub:
-    """The run's files, TensorBoard, W&B and Ray's metrics."""
+    """The run's files, TensorBoard and Ray's metrics."""
 
-    def __init__(self, run: str, run_dir: Path, config: RunConfig, ids: Mapping[str, str]) -> None:
+    def __init__(self, run: str, run_dir: Path, config: RunConfig) -> None:
         self._run_dir = run_dir
         self._incidents = IncidentLog(run_dir)
         self._unwritten: deque[Incident] = deque()
-        wandb = WandbOptions("rl-cluster", run, ids, to_mapping(config))
         self._writer: MetricsWriter = open_writer(
-            run_dir,
-            tensorboard=config.telemetry.tensorboard,
-            wandb=wandb if config.telemetry.wandb else None,
+            run_dir, RayMetricsSink(run), tensorboard=config.telemetry.tensorboard
         )
-        self._gauges = {
-            metric.name: Gauge(f"rl_cluster_{metric.name}", metric.description, ("run", "task"))
-            for metric in METRICS.values()
-        }
-        self._run = run
 
     @property
     def incidents(self) -> int:
@@ -59,6 +49,7 @@ class TelemetryHub:
             self._unwritten.append(record)
         else:
             _log.error("incident not kept: %s", record)
+        self._writer.incident(record)
         self._write_incidents()
 
     def _write_incidents(self) -> None:
@@ -80,12 +71,8 @@ class TelemetryHub:
         """Write one row of metrics everywhere."""
         try:
             self._writer.write(time.time(), wall_s, task, env_steps, values)
-        except (OSError, WandbError) as error:
+        except OSError as error:
             _log.error("metrics not written: %s", error)
-        tags = {"run": self._run, "task": task or ""}
-        for name, value in values.items():
-            if value is not None:
-                self._gauges[name].set(value, tags)
 
     def summary(self, summary: Summary) -> None:
         """Replace summary.json."""
@@ -104,8 +91,16 @@ class TelemetryHub:
 
     def close(self) -> None:
         """Close every file."""
+        self.tell_prometheus([])
         try:
             self._writer.close()
         except OSError as error:
             _log.error("metrics not closed: %s", error)
         self._incidents.close()
+
+    def tell_prometheus(self, addresses: list[str]) -> None:
+        """Say where figures can be read from now on."""
+        try:
+            write_addresses(self._run_dir, addresses)
+        except OSError as error:
+            _log.error("addresses for Prometheus not written: %s", error)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
 import psutil
-import ray
 
 from rl_cluster.cluster.actors import cause_of
+from rl_cluster.cluster.placement import node_id
 from rl_cluster.control import ProcessId
 from rl_cluster.supervision.health import Health, Phase
 
@@ -34,6 +35,8 @@ class Vitals:
         self._failure: str | None = None
         self.in_vain = False
         """What the work has done so far came to nothing."""
+        self._begun_s = time.monotonic()
+        self._counted: tuple[float, float] | None = None
         self._process, self._process_id = psutil.Process(), ProcessId.of(os.getpid())
 
     def progress(self) -> None:
@@ -70,6 +73,19 @@ class Vitals:
 
         threading.Thread(target=run, name=name, daemon=True).start()
 
+    def line(self, name: str, *figures: str) -> str:
+        """What an actor's `repr` says; its age tells when, since Ray keeps the first for ever."""
+        age_s = time.monotonic() - self._begun_s
+        said = ", ".join([self._phase, *figures])
+        return f"<{name}: {said}; life {self.epoch}, {age_s:.0f} s old>"
+
+    def per_s(self, count: float) -> float:
+        """Growth of a worker's own counter since the last question; 0 at the first."""
+        now_s = time.monotonic()
+        before_s, before = self._counted or (now_s, count)
+        self._counted = now_s, count
+        return (count - before) / (now_s - before_s) if now_s > before_s else 0.0
+
     def report(self) -> Health:
         """The answer to the supervisor."""
         return Health(
@@ -78,7 +94,7 @@ class Vitals:
             progress=self._progress,
             memory_bytes=int(self._process.memory_info().rss),
             **asdict(self._process_id),
-            node_id=str(ray.get_runtime_context().get_node_id()),
+            node_id=node_id(),
             failure=self._failure,
             in_vain=self.in_vain,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
+from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Ref
 from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.supervision.health import Health
@@ -22,6 +23,11 @@ class WeightsActor:
         self._vitals = Vitals(epoch=0, phase="waiting")
         self._store: WeightStore[list[Ref]] = WeightStore()
         self._published: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    def __repr__(self) -> str:
+        """Name, state and the newest policy of every task."""
+        newest = [f"{task} {version}" for task, version in self._store.versions().items()]
+        return self._vitals.line(names.WEIGHTS, *newest)
 
     async def health(self) -> Health:
         """Say that it lives."""

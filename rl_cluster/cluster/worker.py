@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, is_here, read
+from rl_cluster.cluster.placement import node_id
 from rl_cluster.control import ProcessId
 from rl_cluster.supervision.health import Deadlines, Health, Observation, failed_because
 from rl_cluster.supervision.plan import Kind, WorkerRecord
@@ -183,7 +184,7 @@ def kill(actor: Actor, health: Health | None, for_good: bool = True) -> None:
     Args:
       for_good: Ray does not bring it back.
     """
-    if health is not None and health.node_id == str(ray.get_runtime_context().get_node_id()):
+    if health is not None and health.node_id == node_id():
         kill_process(ProcessId(health.pid, health.start_ticks, health.boot_id))
     ray.kill(actor, no_restart=for_good)
 

@@ -18,7 +18,12 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 26
 _FEW_POINTS = 150
 _X_LABEL_WIDTH = 92
 
+SERIES = 6
+"""Colours that the page knows."""
+
 Point = tuple[float, float]
+Band = tuple[float, float, float]
+"""x, low, high."""
 
 
 class Curve:
@@ -59,11 +64,13 @@ class Line:
     label: str
     points: Sequence[Point]
     series: int = 0
-    """Colour: 0 or 1."""
+    """Colour: 0 to SERIES - 1."""
     dashed: bool = False
     """For what is compared with: the random policy, the wanted value."""
     dots: bool = False
     """Mark every point: for few measurements, such as evaluations."""
+    band: Sequence[Band] = ()
+    """Of a confidence interval, x rising."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,7 @@ def _svg(chart: Chart, lines: Sequence[Line]) -> str:
 def _frame_of(lines: Sequence[Line]) -> _Frame:
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
+    ys += [y for line in lines for _, *ends in line.band for y in ends]
     x_low, x_high = min(0.0, *xs), max(xs)
     y_low, y_high = _spread(min(ys), max(ys))
     return _Frame(x_low, x_high if x_high > x_low else x_low + 1.0, y_low, y_high)
@@ -157,14 +165,26 @@ def _text(x: float, y: float, anchor: str, text: str) -> str:
 
 def _drawn(line: Line, frame: _Frame) -> str:
     places = [(frame.x(x), frame.y(y)) for x, y in line.points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    drawn = f'<polyline class="{_classes(line)}" points="{path}"/>'
+    drawn = _drawn_band(line, frame)
+    drawn += f'<polyline class="{_classes(line)}" points="{_path(places)}"/>'
     if line.dots or len(places) == 1:
         drawn += "".join(
             f'<circle class="{_classes(line)}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>'
             for x, y in places
         )
     return drawn
+
+
+def _drawn_band(line: Line, frame: _Frame) -> str:
+    if not line.band:
+        return ""
+    lows = [(frame.x(x), frame.y(low)) for x, low, _ in line.band]
+    highs = [(frame.x(x), frame.y(high)) for x, _, high in reversed(line.band)]
+    return f'<polygon class="band series-{line.series}" points="{_path([*lows, *highs])}"/>'
+
+
+def _path(places: Sequence[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
 
 
 def _legend(lines: Sequence[Line]) -> str:

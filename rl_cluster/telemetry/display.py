@@ -107,7 +107,8 @@ def picture(summary: Summary, now_s: float) -> RenderableType:
     )  # fmt: skip
     for name, task in summary["tasks"].items():
         table.add_row(*_live_cells(name, task))
-    return Group(_header(summary, now_s), table, *fleets(summary), *_failures(summary))
+    extras = (*_networks(summary), *fleets(summary), *_failures(summary))
+    return Group(_header(summary, now_s), table, *extras)
 
 
 def final_table(summary: Summary) -> RenderableType:
@@ -138,9 +139,27 @@ def _plain_line(summary: Summary, name: str, task: TaskSummary) -> str:
         f"return {score(task['returns']['mean'])}",
         f"evaluation {_against_random(evaluation)}",
         f"incidents {summary['incidents']}",
+        *_network_parts(task),
         *fleet_parts(task),
     ]
     return " | ".join(parts) + (f" | {task['failure']}" if task["failure"] else "")
+
+
+def _network_parts(task: TaskSummary) -> list[str]:
+    if "network" not in task:
+        return []
+    network = task["network"]
+    return [
+        f"{network['nodes']} nodes",
+        f"blocks {data_size(network['block_bytes_per_s'])}/s for "
+        f"{data_size(network['unpacked_bytes_per_s'])}/s",
+        f"weights {data_size(network['weights_bytes_per_s'])}/s",
+    ]
+
+
+def _networks(summary: Summary) -> list[Text]:
+    found = [(name, _network_parts(task)) for name, task in summary["tasks"].items()]
+    return [Text(f"{name}: {', '.join(parts)}", "dim") for name, parts in found if parts]
 
 
 def _table(*headings: str) -> Table:

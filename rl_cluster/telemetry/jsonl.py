@@ -76,6 +76,29 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield _parsed(line, f"{path}, line {number}")
 
 
+def read_new(path: Path, start: int, most_bytes: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of a file that grows, from a line's beginning on.
+
+    Args:
+      start: byte of the file; 0, or what this returned before.
+      most_bytes: to read at once; more than any line has.
+
+    Returns:
+      The objects, and the byte behind them.
+
+    Raises:
+      ValueError: as `read_lines`.
+    """
+    if not path.exists():
+        return [], start
+    with path.open("rb") as file:
+        file.seek(start)
+        whole = file.read(most_bytes).rpartition(b"\n")[0]
+    lines = whole.split(b"\n") if whole else []
+    items = [_parsed(line, f"{path}, line behind byte {start}") for line in lines]
+    return items, start + len(whole) + bool(lines)
+
+
 def _parsed(line: bytes, place: str) -> dict[str, Any]:
     try:
         item = json.loads(line)

@@ -199,6 +199,27 @@ METRICS: dict[str, Metric] = {
             "Far above the median: a single rollout is stuck with an old policy.",
         ),
         Metric(
+            "nodes", "nodes", "gauge", "task", "network",
+            "Nodes that the task's workers are on.",
+            "1: nothing crosses the network. Fewer than there are: see cluster.rollout_labels.",
+        ),
+        Metric(
+            "network_block_bytes_per_s", "bytes/s", "gauge", "task", "network",
+            "Blocks that come to replay from other nodes, packed.",
+            "Some 100 times less than network_unpacked_bytes_per_s for Atari.",
+        ),
+        Metric(
+            "network_unpacked_bytes_per_s", "bytes/s", "gauge", "task", "network",
+            "The same blocks as they lie in the object store.",
+            "What would cross the network without packing.",
+        ),
+        Metric(
+            "network_weights_bytes_per_s", "bytes/s", "gauge", "task", "network",
+            "Weights that rollouts on other nodes take.",
+            "An upper bound: rollouts of one node share a copy. A longer "
+            "learner.publish_period_s lowers it.",
+        ),
+        Metric(
             "loss", "loss", "gauge", "task", "learning",
             "Importance-weighted Huber loss of the newest update.",
             "Need not fall: targets move and priorities pick what is hard. A steep, lasting rise "

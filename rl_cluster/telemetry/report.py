@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from rl_cluster.telemetry.formatting import (
     score,
     short_count,
 )
+from rl_cluster.telemetry.goodput import goodput
 from rl_cluster.telemetry.metrics import METRICS
+from rl_cluster.telemetry.page import page, pair, section, table
 from rl_cluster.telemetry.run_files import RunFiles, TaskFiles, read_run
 from rl_cluster.telemetry.summary import (
     Best,
@@ -38,8 +40,11 @@ FILE_NAME = "report.html"
 _MAX_VIDEO_BYTES = 4_000_000
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, hourly: float | None = None) -> Path:
     """Write RUN/report.html from the files of the run directory, and return its path.
+
+    Args:
+      hourly: price of the machine, for goodput; None: not known.
 
     Raises:
       FileNotFoundError: there is no such directory.
@@ -47,35 +52,28 @@ def write_report(run_dir: Path) -> Path:
       OSError: the disk is full or gone.
     """
     path = run_dir / FILE_NAME
-    write_text_atomically(path, render_report(read_run(run_dir), time.time()))
+    write_text_atomically(path, render_report(read_run(run_dir), time.time(), hourly))
     return path
 
 
-def render_report(files: RunFiles, now_s: float) -> str:
+def render_report(files: RunFiles, now_s: float, hourly: float | None = None) -> str:
     """Return the page.
 
     Args:
       now_s: Unix seconds, to tell a run that died without a word.
+      hourly: price of the machine; None: not known.
     """
     name = escape(files.summary["run"] if files.summary else files.directory.resolve().name)
     sections = (
         _header(name, files, now_s),
-        _section("summary", "Summary", summary_table(files.summary)),
+        section("summary", "Summary", summary_table(files.summary)),
+        section("goodput", "Goodput", _goodput(files, hourly)),
         *(_task_section(task, found) for task, found in files.tasks.items()),
-        _section("effective", "Requested and effective", _differences(files)),
-        _section("incidents", "Incidents", _incidents(files)),
-        _section("configuration", "Configuration", _configuration(files)),
+        section("effective", "Requested and effective", _differences(files)),
+        section("incidents", "Incidents", _incidents(files)),
+        section("configuration", "Configuration", _configuration(files)),
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name} · rl-cluster</title><style>{_STYLE}</style></head>\n"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
-
-
-def _section(anchor: str, title: str, body: str) -> str:
-    return f'<section id="{escape(anchor)}"><h2>{escape(title)}</h2>{body}</section>\n'
+    return page(name, "".join(sections))
 
 
 def _header(name: str, files: RunFiles, now_s: float) -> str:
@@ -117,24 +115,24 @@ def summary_table(summary: Summary | None) -> str:
         for name, task in summary["tasks"].items()
         if task["failure"]
     )
-    return _table(heads, rows, numeric=True) + failures
+    return table(heads, rows, numeric=True) + failures
 
 
 def _summary_cells(name: str, task: TaskSummary) -> tuple[str, ...]:
     ratio, lag, replay = task["samples_per_insert"], task["policy_lag"], task["replay"]
     return (
-        _pair(name, task["state"].replace("_", " ")),
-        _pair(count(task["env_frames"]), f"{count(task['env_frames_per_s'])}/s"),
-        _pair(count(task["learner_updates"]), f"{count(task['learner_samples_per_s'])} samples/s"),
-        _pair(
+        pair(name, task["state"].replace("_", " ")),
+        pair(count(task["env_frames"]), f"{count(task['env_frames_per_s'])}/s"),
+        pair(count(task["learner_updates"]), f"{count(task['learner_samples_per_s'])} samples/s"),
+        pair(
             UNKNOWN if ratio["actual"] is None else f"{ratio['actual']:.2f}",
             f"wanted {number(ratio['wanted'])}",
         ),
-        _pair(f"p50 {number(lag['p50'])}", f"p95 {number(lag['p95'])}"),
-        _pair(percent(replay["fill"]), data_size(replay["bytes"])),
-        _pair(score(task["returns"]["mean"]), f"{count(task['returns']['episodes'])} games"),
+        pair(f"p50 {number(lag['p50'])}", f"p95 {number(lag['p95'])}"),
+        pair(percent(replay["fill"]), data_size(replay["bytes"])),
+        pair(score(task["returns"]["mean"]), f"{count(task['returns']['episodes'])} games"),
         *_evaluation_cells(task["evaluation"], task["best"]),
-        _pair(str(task["restarts"]), f"skipped {task['skipped_batches']}"),
+        pair(str(task["restarts"]), f"skipped {task['skipped_batches']}"),
     )
 
 
@@ -142,23 +140,43 @@ def _evaluation_cells(evaluation: Evaluation | None, best: Best | None) -> tuple
     shown = ("not yet", UNKNOWN, UNKNOWN)
     if evaluation is not None:
         shown = (
-            _pair(score(evaluation["mean_return"]), f"± {score(evaluation['std_return'])}, "
+            pair(score(evaluation["mean_return"]), f"± {score(evaluation['std_return'])}, "
                   f"{evaluation['episodes']} games"),
             score(evaluation["random_mean_return"]),
             percent(evaluation["human_normalized"]),
         )  # fmt: skip
-    return (*shown, _pair(score(best["mean_return"]), f"step {count(best['step'])}")
+    return (*shown, pair(score(best["mean_return"]), f"step {count(best['step'])}")
             if best else UNKNOWN)  # fmt: skip
 
 
-def _pair(first: str, second: str) -> str:
-    return f"{escape(first)}<small>{escape(second)}</small>"
+def _goodput(files: RunFiles, hourly: float | None) -> str:
+    steps = {name: task.steps for name, task in files.tasks.items()}
+    found = goodput(steps, files.span_s, files.summary["wall_s"] if files.summary else 0.0, hourly)
+    if found is None or not found.tasks:
+        return '<p class="empty">nothing is known yet</p>'
+    heads = ("game", "useful env steps", "done again", "per hour", "per unit of money")
+    rows = (
+        (
+            escape(name),
+            count(task.useful),
+            count(task.repeated),
+            count(task.per_hour),
+            count(task.per_cost),
+        )
+        for name, task in found.tasks.items()
+    )
+    cost = "" if found.cost is None else f"; {found.cost:,.2f} in all, at {hourly:g} an hour"
+    return (
+        f"<p>{duration(found.span_s)} from the first start to the last sign of life, pauses and "
+        f"downtime included; {duration(found.work_s)} of it at work{cost}.</p>"
+        + table(heads, rows, numeric=True)
+    )
 
 
 def _task_section(name: str, task: TaskFiles) -> str:
     charts = "".join(render_chart(chart) for chart in _charts(task))
     body = f'<div class="charts">{charts}</div>{_video(task.videos)}'
-    return _section(f"task-{name}", name, body)
+    return section(f"task-{name}", name, body)
 
 
 def _charts(task: TaskFiles) -> Iterator[Chart]:
@@ -236,7 +254,7 @@ def _differences(files: RunFiles) -> str:
     if not files.differences:
         return "<p>What was asked for is what ran.</p>"
     heads = ("setting", "requested", "effective", "reason")
-    return _table(heads, ([escape(str(row.get(head, UNKNOWN))) for head in heads]
+    return table(heads, ([escape(str(row.get(head, UNKNOWN))) for head in heads]
                           for row in files.differences))  # fmt: skip
 
 
@@ -261,7 +279,7 @@ def _incidents(files: RunFiles) -> str:
         ]
         for incident in reversed(files.incidents)
     )
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _configuration(files: RunFiles) -> str:
@@ -272,70 +290,3 @@ def _configuration(files: RunFiles) -> str:
         else f'<p class="empty">{name} was not written</p>'
         for name, text in texts
     )
-
-
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], *, numeric: bool = False) -> str:
-    """Return a table of cells that are HTML already."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    kind = ' class="numeric"' if numeric else ""
-    return (
-        f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-# The colours of the lines are Okabe and Ito's, which colour-blind readers tell apart.
-_STYLE = """
-:root { color-scheme: light dark; --page: #fbfbfa; --card: #fff; --text: #1c1e21; --soft: #656b73;
-  --rule: #e3e5e8; --good: #00795a; --bad: #b3400a; --s0: #0072b2; --s1: #d55e00; }
-@media (prefers-color-scheme: dark) { :root { --page: #15171a; --card: #1d2024; --text: #e8eaed;
-  --soft: #9aa1aa; --rule: #31353b; --good: #3ccf9f; --bad: #ff9354; --s0: #56b4e9;
-  --s1: #e69f00; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 36px 24px 64px; }
-h1 { margin: 0 0 16px; font-size: 28px; letter-spacing: -.01em; }
-h2 { margin: 44px 0 12px; font-size: 19px; }
-.state { margin-left: 6px; padding: 3px 11px; border: 1px solid currentColor; border-radius: 99px;
-  font-size: 13px; font-weight: 500; letter-spacing: 0; vertical-align: middle;
-  color: var(--soft); }
-.state.completed, .state.running { color: var(--good); }
-.state.failed, .failure { color: var(--bad); }
-dl { display: flex; flex-wrap: wrap; gap: 8px 36px; margin: 0; }
-dt, th, small, .empty, figcaption, summary { color: var(--soft); }
-dt { font-size: 12px; } dd { margin: 0; font-weight: 500; }
-.scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--rule);
-  border-radius: 8px; }
-table { width: 100%; border-collapse: collapse; font-size: 14px;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: 9px 11px; text-align: left; vertical-align: top; }
-th { font-size: 12px; font-weight: 500; white-space: nowrap; }
-td { border-top: 1px solid var(--rule); }
-.numeric th:not(:first-child), .numeric td:not(:first-child) { text-align: right; }
-.numeric td { white-space: nowrap; } .numeric td:first-child { font-weight: 600; }
-small { display: block; font-size: 12px; font-weight: 400; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 14px; }
-figure { margin: 0; padding: 12px 14px 8px; background: var(--card);
-  border: 1px solid var(--rule); border-radius: 8px; }
-.charts figcaption { display: flex; flex-wrap: wrap; gap: 0 12px; align-items: center;
-  font-size: 13px; font-weight: 600; color: var(--text); }
-.key { font-weight: 400; font-size: 12px; color: var(--soft); }
-.key svg { display: inline-block; width: 18px; height: 6px; margin-right: 5px;
-  vertical-align: middle; }
-figure svg { display: block; width: 100%; height: auto; }
-figure .empty { display: grid; place-items: center; height: 160px; margin: 0; }
-svg text { font-size: 11px; fill: var(--soft); font-variant-numeric: tabular-nums; }
-.grid { stroke: var(--rule); stroke-width: 1; } .axis { stroke: var(--soft); stroke-width: 1; }
-polyline { fill: none; stroke-linejoin: round; }
-polyline, .key line { stroke-width: 1.8; }
-.dashed { stroke-dasharray: 5 4; }
-.series-0 { stroke: var(--s0); } circle.series-0 { fill: var(--s0); }
-.series-1 { stroke: var(--s1); } circle.series-1 { fill: var(--s1); }
-.video { display: inline-block; margin-top: 14px; font-size: 12px; }
-.video img { display: block; height: 240px; image-rendering: pixelated; margin-bottom: 6px; }
-details { margin-bottom: 8px; } summary { cursor: pointer; }
-pre { overflow-x: auto; padding: 14px; background: var(--card); border: 1px solid var(--rule);
-  border-radius: 8px; font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
-"""

@@ -14,8 +14,10 @@ from typing import Any
 
 import yaml
 
+from rl_cluster import boot_journal
 from rl_cluster.telemetry import writers
 from rl_cluster.telemetry.charts import Curve
+from rl_cluster.telemetry.goodput import StepCount
 from rl_cluster.telemetry.incidents import Incident, read_incidents
 from rl_cluster.telemetry.jsonl import read_lines
 from rl_cluster.telemetry.metrics import METRICS
@@ -32,6 +34,7 @@ class TaskFiles:
     """Lines of evaluations.jsonl, oldest first."""
     videos: list[Path] = field(default_factory=list)
     """Oldest first."""
+    steps: StepCount = field(default_factory=StepCount)
 
 
 @dataclass
@@ -49,6 +52,8 @@ class RunFiles:
     """Text of config.yaml."""
     effective: str
     """Text of effective.yaml."""
+    span_s: tuple[float, float] | None
+    """First start and last sign of life, Unix seconds; None where nothing says."""
 
 
 def read_run(directory: Path) -> RunFiles:
@@ -62,7 +67,8 @@ def read_run(directory: Path) -> RunFiles:
         raise FileNotFoundError(f"{directory} is no run directory: it does not exist")
     summary = _summary(directory)
     tasks = {name: TaskFiles() for name in summary["tasks"]} if summary else {}
-    _read_metrics(directory, tasks)
+    times_s = [*_read_metrics(directory, tasks), *_boots_s(directory)]
+    times_s += [summary["updated_at"]] if summary else []
     _read_evaluations(directory, tasks)
     effective = _text(directory / "effective.yaml")
     return RunFiles(
@@ -73,6 +79,7 @@ def read_run(directory: Path) -> RunFiles:
         differences=_differences(effective, directory / "effective.yaml"),
         configuration=_text(directory / "config.yaml"),
         effective=effective,
+        span_s=(min(times_s), max(times_s)) if times_s else None,
     )
 
 
@@ -83,15 +90,27 @@ def _summary(directory: Path) -> Summary | None:
         return None
 
 
-def _read_metrics(directory: Path, tasks: dict[str, TaskFiles]) -> None:
+def _read_metrics(directory: Path, tasks: dict[str, TaskFiles]) -> tuple[float, ...]:
+    """Fill in curves and steps; return the times of the earliest row and of the latest."""
+    times_s: tuple[float, ...] = ()
     for row in read_lines(directory / writers.FILE_NAME):
+        if (time_s := row.get("time")) is not None:
+            times_s = (min([*times_s, time_s]), max([*times_s, time_s]))
         name, frames = row.get("task"), row.get("env_frames")
         if name is None or frames is None:
             continue
-        curves = tasks.setdefault(name, TaskFiles()).curves
+        task = tasks.setdefault(name, TaskFiles())
+        task.steps.add(row.get("env_steps") or 0)
+        curves = task.curves
         for metric, value in row.items():
             if metric in METRICS and value is not None:
                 curves[metric].add(frames, value)
+    return times_s
+
+
+def _boots_s(directory: Path) -> list[float]:
+    """When sessions began, changed their load, or ended."""
+    return [row["time"] for row in read_lines(directory / boot_journal.FILE_NAME) if "time" in row]
 
 
 def _read_evaluations(directory: Path, tasks: dict[str, TaskFiles]) -> None:

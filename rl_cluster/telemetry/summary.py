@@ -125,6 +125,19 @@ class Stream(TypedDict):
     rovers: dict[str, Rover]
 
 
+class Network(TypedDict):
+    """What a task's workers send each other between nodes."""
+
+    nodes: int
+    """That they are on."""
+    block_bytes_per_s: float
+    """Blocks that come in, packed."""
+    unpacked_bytes_per_s: float
+    """The same blocks, unpacked."""
+    weights_bytes_per_s: float
+    """Weights that go out, once for each rollout: at most so many, since those of a node share."""
+
+
 class TaskSummary(TypedDict):
     """One task of a run."""
 
@@ -152,6 +165,8 @@ class TaskSummary(TypedDict):
     skipped_batches: int
     stream: NotRequired[Stream]
     """Of fleets."""
+    network: NotRequired[Network]
+    """Of tasks whose workers are on several nodes."""
 
 
 class Summary(TypedDict):

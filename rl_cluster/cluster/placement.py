@@ -1,0 +1,104 @@
+"""Where actors run: files and blocks beside the keeper, environments anywhere.
+
+Invariant: whoever reads or writes the run directory, learns, or holds replay's blocks, is on the
+keeper's host. So no other host has to see that directory, and no other host's death takes
+experience: only rollouts, which keep nothing, go elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.util import get_node_ip_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rl_cluster.config import ClusterConfig
+from rl_cluster.supervision.spread import emptiest, task_of, to_be_moved
+
+_SHARE = 0.001
+"""Of a host's resource, which is 1.0 in all."""
+_MOVE_PERIOD_S = 10.0
+"""Between two moves: as long as a rollout takes to be made on a busy node."""
+
+
+def home_resource() -> str:
+    """The resource that Ray gives this host's nodes for their address.
+
+    Not a node's id: a node that died comes back under another id, and Ray gives an actor up whose
+    node's id is gone, but waits for a resource.
+    """
+    own_address: Any = get_node_ip_address
+    return f"node:{own_address()}"
+
+
+def at_home() -> dict[str, Any]:
+    """Options of an actor on this host, where the supervisor is."""
+    return {"resources": {home_resource(): _SHARE}}
+
+
+class RolloutPlaces:
+    """Which nodes the rollouts of a run go to.
+
+    What each reserves, Ray counts and spreads. Where they reserve nothing, Ray's own choice is as
+    good as random, so the node with the fewest of them per core is taken; and since nodes come
+    later than a run, or come back, one rollout after the other is moved to where there are fewer.
+    """
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._labels, self._wanted = dict(config.rollout_labels), dict(config.rollout_resources)
+        self._one_node = config.address == "local"
+        self._node_of: dict[str, str] = {}
+        self._looked_s = 0.0
+
+    def options(self, name: str) -> dict[str, Any]:
+        """Options of a rollout that is about to be made."""
+        self._node_of.pop(name, None)
+        if self._wanted or not (nodes := self._nodes()):
+            return self._by_ray()
+        node = emptiest(nodes, self._node_of, task_of(name))
+        self._node_of[name] = node
+        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+
+    def misplaced(self, rollouts: Mapping[str, str | None], now_s: float) -> str | None:
+        """A rollout to be made anew, since another node has fewer per core; now and then one.
+
+        Args:
+          rollouts: all that there are, by name: the node that each says it is on, if it does.
+          now_s: the supervisor's watch.
+        """
+        if self._one_node or self._wanted or now_s - self._looked_s < _MOVE_PERIOD_S:
+            return None
+        self._looked_s = now_s
+        placed = {name: node or self._node_of.get(name) for name, node in rollouts.items()}
+        self._node_of = {name: node for name, node in placed.items() if node is not None}
+        return to_be_moved(self._nodes(), self._node_of)
+
+    def _by_ray(self) -> dict[str, Any]:
+        wanted = dict(self._wanted)
+        return {
+            "scheduling_strategy": "SPREAD",
+            "num_cpus": wanted.pop("CPU", 0),
+            "resources": wanted,
+            "label_selector": self._labels,
+        }
+
+    def _nodes(self) -> dict[str, float]:
+        """Cores of every node that has the labels."""
+        return {
+            node["NodeID"]: max(1.0, node["Resources"].get("CPU", 0.0))
+            for node in live_nodes()
+            if self._labels.items() <= node["Labels"].items()
+        }
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """Nodes that Ray believes to live: id, resources, labels."""
+    nodes: Any = ray.nodes
+    return [node for node in nodes() if node["Alive"]]
+
+
+def node_id() -> str:
+    """The node that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())

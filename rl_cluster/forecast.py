@@ -1,0 +1,195 @@
+"""What training will take: hours and money, from what a short run on this machine was measured at.
+
+Invariant: every rate was measured or says that it was not, and what a figure takes for granted is
+written beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rl_cluster.config import ConfigError, RunConfig
+from rl_cluster.telemetry import writers
+from rl_cluster.telemetry.jsonl import read_lines
+
+_HOUR_S = 3600.0
+
+
+class ForecastError(RuntimeError):
+    """Nothing can be foretold; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast one task trained."""
+
+    env_steps_per_s: float
+    frames_per_step: float
+
+
+@dataclass(frozen=True)
+class GameForecast:
+    """What one task takes."""
+
+    task: str
+    env_steps_per_s: float
+    """While it trains, beside the others that train at once."""
+    env_frames_per_s: float
+    measured: bool
+    """False: it had no turn, and is given the mean rate of those that had."""
+    env_steps: int
+    """To train for."""
+    hours: float
+    """At work."""
+    cost: float | None
+    """Of its share of the machine; None: no price is known."""
+
+
+@dataclass(frozen=True)
+class TierForecast:
+    """What all tasks take under one tier."""
+
+    tier: str
+    games_at_once: int
+    games: Sequence[GameForecast]
+    hours: float
+    """Until the last task is complete."""
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a configuration takes on this machine."""
+
+    machine: str
+    seconds: float
+    """Of each measurement, start of Ray not included."""
+    hourly: float | None
+    tiers: Sequence[TierForecast]
+    assumptions: Sequence[str]
+
+    def to_record(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def as_trial(config: RunConfig, tier: str, seconds: float) -> RunConfig:
+    """A configuration to be measured: the same work, for a while, that nobody outside hears of."""
+    tasks = {
+        name: dataclasses.replace(
+            task, checkpoint=dataclasses.replace(task.checkpoint, upload=None)
+        )
+        for name, task in config.tasks.items()
+    }
+    trial = dataclasses.replace(
+        config,
+        tasks=tasks,
+        max_seconds=seconds,
+        max_env_steps=None,
+        # Those that begin train on until the end: a change of turns is no part of their rate.
+        load=dataclasses.replace(
+            config.load, tier=tier, slice_s=max(config.load.slice_s, 2 * seconds)
+        ),
+        telemetry=dataclasses.replace(config.telemetry, wandb=False, period_s=1.0),
+    )
+    trial.check_valid()
+    return trial
+
+
+def read_rates(run_dir: Path) -> dict[str, Rate]:
+    """Return the rates of a run's tasks, each from when it began to learn.
+
+    Raises:
+      ForecastError: none of them did.
+    """
+    learning: dict[str, list[Mapping[str, Any]]] = {}
+    for row in read_lines(run_dir / writers.FILE_NAME):
+        if row["task"] is not None and row["learner_updates"]:
+            learning.setdefault(row["task"], []).append(row)
+    rates = {}
+    for task, rows in learning.items():
+        steps = rows[-1]["env_steps"] - rows[0]["env_steps"]
+        if steps > 0:
+            frames_per_step = rows[-1]["env_frames"] / rows[-1]["env_steps"]
+            rates[task] = Rate(steps / (rows[-1]["time"] - rows[0]["time"]), frames_per_step)
+    if not rates:
+        raise ForecastError(
+            "no task began to learn in the time measured: give it more with --seconds"
+        )
+    return rates
+
+
+def check_wanted(config: RunConfig, env_frames: float | None) -> None:
+    """Make sure that it is known how long training goes on.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    if config.max_env_steps is None and env_frames is None:
+        raise ConfigError(
+            "how far? set max_env_steps, or name --env-frames, such as 200000000 (as in papers)"
+        )
+
+
+def foretell(
+    config: RunConfig,
+    tier: str,
+    rates: Mapping[str, Rate],
+    env_frames: float | None,
+    hourly: float | None,
+) -> TierForecast:
+    """Return what a configuration's tasks take under a tier.
+
+    Args:
+      rates: of those that trained; they are taken to be as many as train at once.
+      env_frames: of each task; None: as many as `max_env_steps` is.
+      hourly: price of the machine.
+    """
+    at_once = len(rates)
+    mean = Rate(
+        sum(rate.env_steps_per_s for rate in rates.values()) / at_once,
+        sum(rate.frames_per_step for rate in rates.values()) / at_once,
+    )
+    games = []
+    for task in config.tasks:
+        rate = rates.get(task, mean)
+        steps = _wanted(config, env_frames, rate)
+        hours = steps / rate.env_steps_per_s / _HOUR_S
+        frames_per_s = rate.env_steps_per_s * rate.frames_per_step
+        cost = None if hourly is None else hours * hourly / at_once
+        games.append(
+            GameForecast(
+                task, rate.env_steps_per_s, frames_per_s, task in rates, steps, hours, cost
+            )
+        )
+    # Either the places are always filled, or the longest game is what one waits for.
+    hours = max(sum(game.hours for game in games) / at_once, max(game.hours for game in games))
+    return TierForecast(tier, at_once, games, hours, None if hourly is None else hours * hourly)
+
+
+def _wanted(config: RunConfig, env_frames: float | None, rate: Rate) -> int:
+    if env_frames is not None:
+        return round(env_frames / rate.frames_per_step)
+    assert config.max_env_steps is not None
+    return config.max_env_steps
+
+
+def assumptions(tiers: Sequence[TierForecast], hourly: float | None) -> list[str]:
+    """What the figures take for granted."""
+    notes = [
+        "the rate since learning began, evaluation and checkpoints included, holds to the end",
+        "nothing else wants the machine, and nothing interrupts the run",
+        "tasks that train at once go on at the same rate when one of them is complete",
+    ]
+    if any(len(tier.games) > tier.games_at_once for tier in tiers):
+        notes.append("turns follow each other without a pause; tasks without a turn so far train "
+                     "at the mean rate of the others")  # fmt: skip
+    if any(tier.tier == "auto" for tier in tiers):
+        notes.append("auto stays at what it begins with")
+    if hourly is not None:
+        notes.append("a task costs its share of the machine: hours × price / tasks at once")
+    return notes

@@ -1,0 +1,119 @@
+"""Forecasts: from measured rates to hours and money, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from live_run import EXPERIMENTS, command
+from telemetry_samples import NOW_S, task_summary
+
+from rl_cluster.config import ConfigError, RunConfig
+from rl_cluster.config_file import from_mapping
+from rl_cluster.forecast import (
+    ForecastError,
+    Rate,
+    as_trial,
+    assumptions,
+    check_wanted,
+    foretell,
+    read_rates,
+)
+from rl_cluster.telemetry.summary import task_metrics
+from rl_cluster.telemetry.writers import open_writer
+
+RATES = {"Pong": Rate(100.0, 4.0), "Boxing": Rate(50.0, 4.0)}
+
+
+def configured(*tasks: str, **settings: object) -> RunConfig:
+    return from_mapping({"tasks": list(tasks), **settings})
+
+
+def write_rows(run_dir: Path, rows: list[tuple[float, str, int, int]]) -> None:
+    """(seconds, task, env_steps, updates) of each row of a run's metrics."""
+    writer = open_writer(run_dir)
+    for time_s, task, steps, updates in rows:
+        figures = task_metrics(task_summary()) | {
+            "env_steps": steps, "env_frames": 4 * steps, "learner_updates": updates}  # fmt: skip
+        writer.write(NOW_S + time_s, time_s, task, steps, figures)
+    writer.write(NOW_S + time_s, time_s, None, None, {"incidents": 0})
+    writer.close()
+
+
+def test_a_rate_is_measured_from_when_learning_began(tmp_path: Path) -> None:
+    rows = [(1.0, "Pong", 0, 0), (9.0, "Pong", 8000, 0), (10.0, "Pong", 8100, 10),
+            (20.0, "Pong", 9100, 1000), (20.0, "Boxing", 50, 0)]  # fmt: skip
+    write_rows(tmp_path, rows)
+    assert read_rates(tmp_path) == {"Pong": Rate(100.0, 4.0)}
+
+
+def test_a_run_that_never_learned_says_so(tmp_path: Path) -> None:
+    write_rows(tmp_path, [(1.0, "Pong", 0, 0), (9.0, "Pong", 800, 0)])
+    with pytest.raises(ForecastError, match="--seconds"):
+        read_rates(tmp_path)
+
+
+def test_games_at_once_end_with_the_slowest_and_share_the_price() -> None:
+    config = configured("Pong", "Boxing", max_env_steps=360_000)
+    tier = foretell(config, "custom", RATES, None, hourly=3.0)
+    assert [(game.task, game.hours, game.cost) for game in tier.games] == [
+        ("Pong", 1.0, 1.5),
+        ("Boxing", 2.0, 3.0),
+    ]
+    assert (tier.hours, tier.cost) == (2.0, 6.0)
+    assert all(game.measured for game in tier.games)
+
+
+def test_games_that_wait_for_their_turn_are_added_up_at_the_mean_rate() -> None:
+    config = configured("Pong", "Boxing", "Qbert", "Enduro", max_env_steps=270_000)
+    tier = foretell(config, "light", RATES, None, hourly=None)
+    assert [(g.task, g.hours, g.measured) for g in tier.games] == [
+        ("Pong", 0.75, True),
+        ("Boxing", 1.5, True),
+        ("Qbert", 1.0, False),
+        ("Enduro", 1.0, False),
+    ]
+    assert tier.games_at_once == 2 and tier.hours == pytest.approx(4.25 / 2)
+    assert tier.cost is None and tier.games[0].cost is None
+    assert any("without a turn" in note for note in assumptions([tier], None))
+
+
+def test_frames_go_before_the_configuration_s_steps() -> None:
+    tier = foretell(configured("Pong", max_env_steps=1), "custom", {"Pong": RATES["Pong"]}, 2e8, 1)
+    assert tier.games[0].env_steps == 50_000_000
+    assert tier.hours == pytest.approx(50_000_000 / 100 / 3600)
+
+
+def test_it_must_be_known_how_far_to_train() -> None:
+    with pytest.raises(ConfigError, match="--env-frames"):
+        check_wanted(configured("Pong"), None)
+    check_wanted(configured("Pong"), 2e8)
+    check_wanted(configured("Pong", max_env_steps=1), None)
+
+
+def test_a_trial_ends_and_nobody_outside_hears_of_it() -> None:
+    upload = {"checkpoint": {"upload": "s3://bucket/runs"}}
+    config = configured(
+        "Pong", max_env_steps=5, telemetry={"wandb": True}, defaults=upload, load={"slice_s": 5}
+    )
+    trial = as_trial(config, "light", 60.0)
+    assert (trial.max_seconds, trial.max_env_steps, trial.load.tier) == (60.0, None, "light")
+    assert not trial.telemetry.wandb and trial.tasks["Pong"].checkpoint.upload is None
+    assert trial.load.slice_s > 60.0
+    assert trial.tasks["Pong"].learner == config.tasks["Pong"].learner
+    with pytest.raises(ConfigError, match="load.tier is 'huge'"):
+        as_trial(config, "huge", 60.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--env-frames"),
+        (["--env-frames", "0"], "0 is not above 0"),
+        (["--hourly", "-1", "--env-frames", "9"], "-1 is not above 0"),
+        (["--env-frames", "9", "--tiers", "huge"], "load.tier is 'huge'"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_runs(arguments: list[str], said: str) -> None:
+    done = command("forecast", EXPERIMENTS / "catch.yaml", *arguments)
+    assert done.returncode == 2 and said in done.stderr

@@ -1,0 +1,247 @@
+"""docs/cluster.md as a new user follows it: two hosts, `ray up`, a job, a dead host, `ray down`.
+
+The commands are the page's own, read from it; only addresses, user, key and sizes are put in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosts import PATH, Host, Network, missing, network
+from live_run import ROOT
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"hosts need {', '.join(missing())}")
+PAGE = ROOT / "docs" / "cluster.md"
+BIN = Path(sys.executable).parent
+RUN = "runs/two-games"
+_UP_S, _TRAINS_S, _BACK_S, _GONE_S = 240.0, 180.0, 120.0, 120.0
+
+
+class User:
+    """Somebody with a checkout, on a machine beside the hosts."""
+
+    def __init__(self, net: Network, head: Host, worker: Host) -> None:
+        self.head, self.worker = head, worker
+        self.checkout, self._home = net.path / "checkout", net.path / "user"
+        self._port = free_port()
+        self._home.mkdir()
+        self.checkout.mkdir()
+        for name in ("dist", "experiments"):
+            (self.checkout / name).symlink_to(ROOT / name)
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "HOME": str(self._home),
+            "PATH": f"{BIN}:{PATH}",
+        }
+        text = (ROOT / "ray_cluster.yaml").read_text()
+        for old, new in (
+            ("192.0.2.10", head.address),
+            ("192.0.2.11", worker.address),
+            ("ssh_user: ubuntu", "ssh_user: root"),
+            ("~/.ssh/id_ed25519", str(net.key)),
+            ("=4000000000", "=600000000"),
+            ("=500000000", "=150000000"),
+        ):
+            assert old in text, old
+            text = text.replace(old, new)
+        (self.checkout / "ray_cluster.yaml").write_text(text)
+
+    def types(self, command: str) -> str:
+        """Run a command of the page, and return what it printed."""
+        done = self._popen(command)
+        said, _ = done.communicate(timeout=_UP_S)
+        assert done.returncode == 0, f"{command}\n{said}"
+        return said
+
+    def exports(self, command: str) -> None:
+        """Set a variable for all commands that follow."""
+        name, _, value = command.removeprefix("export ").strip().partition("=")
+        self._environment[name] = value
+
+    def leaves_running(self, command: str) -> subprocess.Popen[str]:
+        """Run a command beside the others."""
+        return self._popen(command)
+
+    def _popen(self, command: str) -> subprocess.Popen[str]:
+        # Somebody's dashboard may be on the usual port here.
+        command = command.replace("localhost:8265", f"localhost:{self._port}")
+        command = command.replace("ray dashboard", f"ray dashboard --port {self._port}")
+        return subprocess.Popen(
+            ["bash", "-c", command], cwd=self.checkout, env=self._environment, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def summary(self) -> dict[str, Any] | None:
+        """The run's figures, as its head has them."""
+        said = self.head.run(f"cat ~/{RUN}/summary.json", check=False)
+        return json.loads(said.stdout) if said.returncode == 0 else None
+
+    def incidents(self) -> list[dict[str, Any]]:
+        """What happened to the run."""
+        said = self.head.run(f"cat ~/{RUN}/incidents.jsonl", check=False).stdout
+        return [json.loads(line) for line in said.splitlines()]
+
+    def until(self, look: Callable[[dict[str, Any]], bool], timeout_s: float, what: str) -> float:
+        """Wait for something in the run's summary; return how long it took, s."""
+        start_s = time.monotonic()
+        while (summary := self.summary()) is None or not look(summary):
+            waited_s = time.monotonic() - start_s
+            assert waited_s < timeout_s, f"not within {timeout_s:g} s: {what}\n{summary}"
+            time.sleep(0.5)
+        return time.monotonic() - start_s
+
+
+def blocks_of_the_page() -> dict[str, list[str]]:
+    """Commands by the heading that they stand under, comments and backslashes taken out."""
+    found: dict[str, list[str]] = {}
+    for section in PAGE.read_text().split("\n## ")[1:]:
+        heading = section.partition("\n")[0]
+        for block in re.findall(r"<!-- run by [^>]* -->\n```sh\n(.*?)```", section, re.S):
+            lines = block.replace("\\\n", " ").splitlines()
+            found.setdefault(heading, []).extend(re.sub(r"  +#.*", "", line) for line in lines)
+    return found
+
+
+def prepare_python(host: Host) -> None:
+    """What a machine image has: an environment in which all but the package itself is installed."""
+    venv = host.home / "rl-cluster" / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    shared = BIN.parent / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+    (next(venv.glob("lib/python3.*/site-packages")) / "shared.pth").write_text(f"{shared}\n")
+    (venv / "bin" / "ray").write_text(
+        f"#!{venv}/bin/python\nimport sys\nfrom ray.scripts.scripts import main\nsys.exit(main())\n"
+    )
+    (venv / "bin" / "ray").chmod(0o755)
+
+
+@pytest.fixture
+def user() -> Iterator[User]:
+    """Somebody with two hosts that have never seen Ray."""
+    with network() as net:
+        head, worker = net.add_host(), net.add_host()
+        for host in (head, worker):
+            prepare_python(host)
+        yield User(net, head, worker)
+
+
+def trains_on(nodes: int) -> Callable[[dict[str, Any]], bool]:
+    """Whether both games learn, with workers on so many nodes."""
+
+    def look(summary: dict[str, Any]) -> bool:
+        return all(
+            task["learner_updates"] > 50 and task.get("network", {"nodes": 1})["nodes"] == nodes
+            for task in summary["tasks"].values()
+        )
+
+    return look
+
+
+def goes_on(before: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    """Whether both games collected and learned further."""
+    return lambda summary: all(
+        task[name] > before["tasks"][game][name] + 100
+        for game, task in summary["tasks"].items()
+        for name in ("env_steps", "learner_updates")
+    )
+
+
+@pytest.mark.timeout(900)
+def test_a_run_on_two_hosts_outlives_one_of_them(user: User) -> None:
+    page = blocks_of_the_page()
+    wheel, mode, token = page["Before the first time"]
+    subprocess.run(["make", wheel.removeprefix("make ")], cwd=ROOT, check=True)
+    user.exports(mode)
+    user.types(token)
+    up, dashboard, submit = page["Up, and a run on it"][:3]
+    user.types(up)
+    forwarded = user.leaves_running(dashboard.removesuffix("&"))
+    try:
+        on_the_cluster(user, page, submit)
+    finally:
+        os.killpg(forwarded.pid, signal.SIGKILL)
+        forwarded.communicate()
+
+
+def on_the_cluster(user: User, page: dict[str, list[str]], submit: str) -> None:
+    """From the first job to the end of the cluster."""
+    retry(lambda: user.types(submit))
+    user.until(trains_on(2), _TRAINS_S, "both games on both hosts")
+    logs, jobs = page["Up, and a run on it"][3:]
+    assert "2 nodes | blocks" in user.types(logs)
+    assert re.search("two-games.*RUNNING.*Catch, CartPole", user.types(jobs), re.S)
+    shown, tier = page["Seen and steered from outside"]
+    assert "CartPole" in user.types(shown) and user.types(tier)
+    user.until(lambda s: s["tier"]["effective"] == "light", _BACK_S, "the light tier")
+    a_host_dies_and_comes_back(user)
+    stop, down = page["Down"]
+    user.types(stop.replace("two-games-2", "two-games"))
+    before = user.summary()
+    assert before is not None and before["state"] == "interrupted"
+    (resume,) = page["When a machine dies"]
+    user.types(resume)
+    user.until(lambda s: s["state"] == "running" and goes_on(before)(s), _TRAINS_S, "a resumed run")
+    user.types(stop)
+    user.types(down)
+    nothing_is_left(user)
+
+
+def a_host_dies_and_comes_back(user: User) -> None:
+    """Training goes on on the head, nothing collected is lost, and the host is used again."""
+    before = user.summary()
+    assert before is not None
+    user.worker.kill()
+    lost_s = user.until(lambda s: trains_on(1)(s) and goes_on(before)(s), _BACK_S, "on one host")
+    print(f"all works again {lost_s:.1f} s after a host's death")
+    now = user.summary()
+    assert now is not None
+    for game, task in now["tasks"].items():
+        assert task["replay"]["transitions"] >= before["tasks"][game]["replay"]["transitions"]
+    failed = {each["worker"] for each in user.incidents() if each["kind"] == "worker_failed"}
+    assert failed and all(str(name).startswith("rollout:") for name in failed), failed
+    user.worker.start()
+    joined = "source ~/.bashrc; RAY_AUTH_MODE=token ray status"
+    retry(lambda: check("2 local.cluster.node", user.head.run(f"bash -ic '{joined}'").stdout))
+
+
+def nothing_is_left(user: User) -> None:
+    """No process of Ray's or of the run's on either host."""
+    look = "pgrep -fa '[r]aylet|[g]cs_server|[r]l_cluster' || echo none"
+    for host in (user.head, user.worker):
+        retry(lambda host=host: check("none", host.run(look).stdout))  # type: ignore[misc]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def check(wanted: str, said: str) -> None:
+    """Fail with what was said."""
+    assert wanted in said, said
+
+
+def retry(what: Callable[[], object]) -> None:
+    """Until it does not fail any more, or time is over."""
+    deadline_s = time.monotonic() + _GONE_S
+    while True:
+        try:
+            what()
+            return
+        except AssertionError:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(2)

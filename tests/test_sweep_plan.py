@@ -1,0 +1,87 @@
+"""A sweep on disk: the same again goes on, anything else is refused before it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from live_run import EXPERIMENTS, command
+
+from rl_cluster.config import ConfigError
+from rl_cluster.sweep_plan import SweepPlan, is_sweep, plan_sweep, runs_of
+
+CATCH = EXPERIMENTS / "catch.yaml"
+
+
+def planned(directory: Path, *settings: str, seeds: tuple[int, ...] = (4, 6)) -> SweepPlan:
+    return plan_sweep(directory, CATCH, ["max_env_steps=5000", *settings], seeds)
+
+
+def test_each_seed_has_a_run_directory_and_differs_in_nothing_else(tmp_path: Path) -> None:
+    plan = planned(tmp_path / "lr")
+    plan.write()
+    assert [path.name for path in runs_of(tmp_path / "lr")] == ["lr-seed-4", "lr-seed-6"]
+    assert [plan.seeded(seed).seed for seed in plan.seeds] == [4, 6]
+    assert plan.seeded(4).tasks == plan.seeded(6).tasks
+    assert plan.seeded(4).max_env_steps == 5000
+
+
+def test_the_same_sweep_again_is_taken_and_its_file_stays(tmp_path: Path) -> None:
+    planned(tmp_path).write()
+    before = (tmp_path / "sweep.yaml").read_bytes()
+    again = planned(tmp_path)
+    again.check_same()
+    again.write()
+    assert (tmp_path / "sweep.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds", "said"),
+    [
+        (["defaults.learner.learning_rate=1e-4"], (4, 6), "tasks.Catch.learner.learning_rate"),
+        (["max_env_steps=6000"], (4, 6), "max_env_steps is 5000, not 6000"),
+        ([], (4, 8), r"seeds is \[4, 6\], not \[4, 8\]"),
+    ],
+)
+def test_another_sweep_in_the_same_directory_is_refused(
+    tmp_path: Path, settings: list[str], seeds: tuple[int, ...], said: str
+) -> None:
+    planned(tmp_path).write()
+    with pytest.raises(ConfigError, match=said):
+        planned(tmp_path, *settings, seeds=seeds).check_same()
+
+
+def test_a_sweep_that_was_moved_finds_its_runs(tmp_path: Path) -> None:
+    planned(tmp_path / "old").write()
+    (tmp_path / "old").rename(tmp_path / "new")
+    again = planned(tmp_path / "new")
+    again.check_same()
+    assert [again.run_dir(seed) for seed in (4, 6)] == runs_of(tmp_path / "new")
+    assert again.run_dir(4) == tmp_path / "new" / "old-seed-4"
+
+
+def test_a_damaged_sweep_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"seeds": [1]}))
+    assert is_sweep(tmp_path)
+    with pytest.raises(ConfigError, match="lacks name, seeds or config"):
+        runs_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seeds", 4, 4], "comes twice"),
+        (["--seeds", -1], "seed is -1"),
+        (["--seeds", 4, "--set", "seed=3"], "--seeds"),
+        (["--seeds", 4, "--set", "max_seconds=null"], "never ends"),
+        (["--seeds", 4, "--set", "max_env_step=3"], "max_env_steps"),
+        (["--set", "max_env_steps=5"], "--seeds"),
+    ],
+)
+def test_wrong_usage_is_told_and_nothing_is_written(
+    tmp_path: Path, arguments: list[object], said: str
+) -> None:
+    done = command("sweep", CATCH, *arguments, "--sweep", tmp_path / "sweep")
+    assert done.returncode == 2 and said in done.stderr
+    assert not (tmp_path / "sweep").exists()
