@@ -1,0 +1,75 @@
+"""Attaching: when a run can be attached to, and that a handle by itself is connected to nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from telemetry_samples import run_summary
+from test_run_directory import held_by_another_process
+
+import rl_cluster
+from rl_cluster.config_file import dump, from_mapping
+from rl_cluster.run_directory import ClusterAddress, RunDirectory, RunDirectoryError
+from rl_cluster.telemetry.summary import write_summary
+
+NIGHT = {"games": 1, "environments": 8, "batch": 32}
+CONFIG = from_mapping({"tasks": ["Pong"], "load": {"tiers": {"night": NIGHT}}})
+SOON_S = 1.0
+
+
+def begin(path: Path) -> None:
+    """What a session that has a cluster leaves in its directory."""
+    (path / "config.yaml").write_text(dump(CONFIG))
+    RunDirectory(path).write_address(ClusterAddress("127.0.0.1:1", path.name, ()))
+
+
+def test_a_run_is_waited_for_until_it_has_reported(tmp_path: Path) -> None:
+    with held_by_another_process(tmp_path):
+        with pytest.raises(RunDirectoryError, match="is starting"):
+            rl_cluster.attach(tmp_path)
+        write_summary(tmp_path, run_summary(state="interrupted"))  # of the session before
+        os.utime(tmp_path / "summary.json", (1.0, 1.0))
+
+        def start() -> None:
+            begin(tmp_path)
+            time.sleep(SOON_S)
+            write_summary(tmp_path, run_summary(state="running"))
+
+        starting = threading.Thread(target=start)
+        starting.start()
+        run = rl_cluster.attach(tmp_path, wait_s=60)
+        assert run.summary()["state"] == "running"
+        starting.join()
+        assert {"night", "light", "auto", "custom"} <= set(run.tiers)
+        assert run.settings.learner.batch == "learner.batch"
+
+
+def test_a_run_that_cannot_write_a_summary_can_be_attached_to(tmp_path: Path) -> None:
+    with held_by_another_process(tmp_path):
+        begin(tmp_path)
+        assert list(rl_cluster.attach(tmp_path, wait_s=0.5).tasks) == []
+
+
+def test_a_run_that_is_over_is_not_waited_for(tmp_path: Path) -> None:
+    begin(tmp_path)
+    with pytest.raises(RunDirectoryError, match="is not running now"):
+        rl_cluster.attach(tmp_path, wait_s=10_000)
+
+
+def test_holding_a_handle_connects_to_nothing(tmp_path: Path) -> None:
+    with held_by_another_process(tmp_path):
+        begin(tmp_path)
+        code = (
+            "import sys, ray, rl_cluster; run = rl_cluster.attach(sys.argv[1]); "
+            "print(list(run.tiers)[-1], ray.is_initialized())"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True
+        )
+        assert done.stdout == "custom False\n"
