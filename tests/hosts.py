@@ -56,6 +56,8 @@ class Host:
         self.address = f"{network.prefix}.{number}"
         self.home = network.path / f"home-{number}"
         self.home.mkdir()
+        # A login shell of Debian's forgets the PATH that it was given.
+        (self.home / ".bashrc").write_text(f"export PATH=$PATH:{_DEBIAN}/usr/bin\n")
         (network.path / f"passwd-{number}").write_text(_passwd(self.home))
         self._process: subprocess.Popen[bytes] | None = None
 
