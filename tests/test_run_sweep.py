@@ -15,7 +15,7 @@ from rl_cluster.sweep_plan import plan_sweep
 
 CATCH = EXPERIMENTS / "catch.yaml"
 SETTINGS = (
-    "max_env_steps=4000",
+    "max_env_steps=12000",
     "max_seconds=null",
     "telemetry.period_s=1",
     "defaults.evaluation.period_s=1",
@@ -36,15 +36,15 @@ def test_an_interrupted_sweep_goes_on_and_its_runs_compare(tmp_path: Path) -> No
         assert run.interrupt(signal.SIGINT) == 130, run.log()
         run.check_nothing_left()
         assert run.summary()["state"] == "interrupted" and not second.exists()
-    other = command(*words, "--set", *SETTINGS, "max_env_steps=4001")
-    assert other.returncode == 2 and "max_env_steps is 4000, not 4001" in other.stderr
+    other = command(*words, "--set", *SETTINGS, "max_env_steps=12001")
+    assert other.returncode == 2 and "max_env_steps is 12000, not 12001" in other.stderr
 
     again = command(*words, "--set", *SETTINGS)
     assert again.returncode == 0, again.stderr
     for run_dir in (first, second):
         summary = json.loads((run_dir / "summary.json").read_text())
         assert summary["state"] == "completed"
-        assert summary["tasks"]["Catch"]["env_steps"] >= 4000
+        assert summary["tasks"]["Catch"]["env_steps"] >= 12_000
         assert (run_dir / "report.html").exists()
     resumed = [row["learner_updates"] for row in lines(first / "metrics.jsonl") if row["task"]]
     assert resumed == sorted(resumed) and resumed[-1] > before["tasks"]["Catch"]["learner_updates"]

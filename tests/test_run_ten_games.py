@@ -13,7 +13,7 @@ from rl_cluster.telemetry.incidents import read_incidents
 SETTINGS = (
     "max_seconds=600",
     "telemetry.period_s=1",
-    "load.slice_s=2",
+    "load.slice_s=10",
     "defaults.env={entry: 'envs.catch:make', name: Catch}",
     "defaults.replay.capacity_transitions=4000",
     "defaults.replay.min_transitions=300",
