@@ -79,7 +79,7 @@ class Reader:
         while process.poll() is None:
             assert time.monotonic() < deadline_s, f"{block}\n{log.read_text()}"
             if block.mark == "goes on:" and block.said in log.read_text():
-                os.killpg(process.pid, signal.SIGINT)
+                os.killpg(process.pid, signal.SIGTERM)
                 process.wait(30)
                 return
             time.sleep(0.1)
