@@ -161,7 +161,7 @@ def attach(run_dir: str | Path, wait_s: float = 0.0) -> RunHandle:
 
     Args:
       run_dir: the run's.
-      wait_s: longest to wait for a run that is still starting, and for its first summary.
+      wait_s: longest to wait for a run to begin, to start, and to write its first summary.
 
     Raises:
       RunDirectoryError: it is not running, is still starting, or this is no run.
@@ -172,7 +172,8 @@ def attach(run_dir: str | Path, wait_s: float = 0.0) -> RunHandle:
         try:
             read_address(path)
         except RunDirectoryError:
-            if over or not is_in_use(path):
+            has_begun = (path / "config.yaml").exists()  # a job may take its time
+            if over or (has_begun and not is_in_use(path)):
                 raise
         else:
             if over or has_reported(path):
