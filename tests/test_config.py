@@ -97,6 +97,7 @@ BOUNDS = {
     "replay.capacity_transitions": st.integers(2_001, 10**9),
     "replay.min_transitions": st.integers(1, 99_999),
     "load.tier": st.sampled_from(["custom", "auto", "light", "medium", "heavy"]),
+    "telemetry.wandb_checkpoints": st.just(False),  # true only beside telemetry.wandb
 }
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=8)
 JSON = st.recursive(
@@ -128,7 +129,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     if origin is tuple:
         return st.lists(values_of(arguments[0]), max_size=3)
     if origin is dict:
-        return st.dictionaries(WORDS, JSON, max_size=3)
+        values = JSON if arguments[1] is Any else values_of(arguments[1])
+        return st.dictionaries(WORDS, values, max_size=3)
     if origin is not None:
         return st.one_of(map(values_of, arguments))
     plain = {str: WORDS, type(None): st.none()}
