@@ -123,7 +123,8 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         if arguments[0] is int:
             return st.integers(low, 10**9)
         open_below = "gt" in limits
-        return st.floats(low, high or 1e12, exclude_min=open_below, allow_subnormal=False)
+        at_least = -1e12 if low is None else low
+        return st.floats(at_least, high or 1e12, exclude_min=open_below, allow_subnormal=False)
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin is tuple:
