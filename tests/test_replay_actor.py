@@ -15,6 +15,7 @@ from learning_samples import agent
 
 from rl_cluster.checkpoint import CheckpointStore
 from rl_cluster.cluster.messages import ReplayState, SampleReply, SampleRequest
+from rl_cluster.cluster.parcels import Delivery
 from rl_cluster.cluster.replay_actor import ReplayActor
 from rl_cluster.cluster.replay_journal import BlockBack
 from rl_cluster.cluster.saves import _replay_state, _replay_tensors
@@ -46,7 +47,7 @@ def insert(replay: ReplayActor, blocks: int) -> None:
     starts, versions = np.ones(LENGTH, np.bool_), np.zeros(LENGTH, np.int32)
     infos = [BlockInfo("env", i, "uint8[2]", starts, versions, 10) for i in range(blocks)]
     refs: list[Any] = [object() for _ in infos]
-    replay._take(infos, refs, CollectReport((), 0.1))
+    replay._take(Delivery(infos, refs, CollectReport((), 0.1)))
 
 
 def request(known_arrival: int = -1, batches: int = 1) -> SampleRequest:

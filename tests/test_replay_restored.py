@@ -20,6 +20,7 @@ from ray.exceptions import RayError
 
 from rl_cluster.cluster.actors import Actor, read, spawn
 from rl_cluster.cluster.messages import ReplayState, ReplayStatus
+from rl_cluster.cluster.parcels import Collected
 from rl_cluster.cluster.replay_actor import ReplayActor
 from rl_cluster.cluster.replay_client import ReplayClient
 from rl_cluster.config import AgentConfig, LearnerConfig, ReplayConfig, RolloutConfig, TaskConfig
@@ -53,10 +54,10 @@ class Player:
     def __init__(self, first: int) -> None:
         self._next = first
 
-    def collect(self, num_blocks: int, env_steps: int) -> tuple[Any, ...]:
+    def collect(self, num_blocks: int, env_steps: int, for_node: str) -> tuple[Any, ...]:
         blocks: list[Block] = [numbered_block(self._next + i) for i in range(num_blocks)]
         self._next += num_blocks
-        return ([block.info() for block in blocks], CollectReport((), 0.1)), *blocks
+        return Collected([block.info() for block in blocks], CollectReport((), 0.1)), *blocks
 
 
 @pytest.fixture(scope="module", autouse=True)

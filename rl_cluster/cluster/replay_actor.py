@@ -92,7 +92,7 @@ class ReplayActor:
         self._receipts = Receipts(self.flush)
         self._known_messages: OrderedDict[str, None] = OrderedDict()
         """Of the blocks that came last, those that left again included."""
-        self._node_id, self._network = node_id(), Network()
+        self._network = Network()
         self._room_changed, self._attached = asyncio.Event(), asyncio.Event()
         self._inserted, self._sampling = asyncio.Event(), asyncio.Lock()
         self._collectors: dict[str, asyncio.Task[None]] = {}
@@ -254,12 +254,12 @@ class ReplayActor:
     async def _collect_from(self, name: str, life: int, rollout: Actor) -> None:
         """Call one rollout for blocks, for ever or until it fails."""
         await self._attached.wait()
-        blocks = self._config.rollout.blocks_per_collect
+        blocks, here = self._config.rollout.blocks_per_collect, node_id()
         while True:
             await self._room()
             self._in_flight += self._chunk
             try:
-                brought = await call_for_blocks(rollout, blocks, self._env_steps, self._node_id)
+                brought = await call_for_blocks(rollout, blocks, self._env_steps, here)
                 self._take(brought)
                 self._receipts.owe(rollout, [i.message for i in brought.infos if i.message])
             except Exception as error:  # noqa: BLE001 - task boundary: the supervisor hears of it

@@ -23,6 +23,7 @@ from serve import arguments, serve
 from tape import CHUNK, ENVIRONMENTS, load
 
 from rl_cluster.cluster.actors import Ref, read, spawn
+from rl_cluster.cluster.parcels import Collected
 from rl_cluster.cluster.replay_actor import PREFETCHED_BATCHES, ReplayActor
 from rl_cluster.cluster.replay_client import ReplayClient
 from rl_cluster.config import LearnerConfig, ReplayConfig, RolloutConfig, TaskConfig
@@ -50,12 +51,12 @@ class TapePlayer:
         self._maker = BlockMaker()
         self._sealed: list[Block] = []
 
-    def collect(self, num_blocks: int, task_env_steps: int) -> tuple[Any, ...]:
-        """Return (infos, report) and then `num_blocks` blocks, as `RolloutActor.collect`."""
+    def collect(self, num_blocks: int, task_env_steps: int, for_node: str) -> tuple[Any, ...]:
+        """Return a `Collected` and then `num_blocks` blocks, as `RolloutActor.collect`."""
         while len(self._sealed) < num_blocks:
             self._sealed += self._maker.add(next(self._chunks))
         blocks, self._sealed = self._sealed[:num_blocks], self._sealed[num_blocks:]
-        return ([block.info() for block in blocks], CollectReport((), 0.0)), *blocks
+        return Collected([block.info() for block in blocks], CollectReport((), 0.0)), *blocks
 
 
 def task(capacity: int) -> TaskConfig:
