@@ -23,6 +23,7 @@ from rl_cluster.cluster import runtime
 from rl_cluster.cluster.cluster_guard import ClusterGuard
 from rl_cluster.config_file import load
 from rl_cluster.control import REFUSED, RUN_MARK, Control, PulseReader
+from rl_cluster.orphan import launch_orphan
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, RunDirectoryError, read_cluster
 from rl_cluster.service import Notifier
 from rl_cluster.signals import StopFlag
@@ -293,10 +294,7 @@ class Keeper:
 
 
 def launch(run_dir: Path, lock_fd: int | None = None) -> None:
-    """Start a keeper that is nobody's child; with `lock_fd` it is handed the run's lock.
-
-    Ray kills the children of a worker that ends, whatever their session.
-    """
+    """Start a keeper that is nobody's child; with `lock_fd` it is handed the run's lock."""
     handed = [] if lock_fd is None else ["--lock-fd", str(lock_fd)]
     command = [sys.executable, "-m", "rl_cluster.cluster.keeper", str(run_dir), *handed]
     kept = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR")
@@ -305,17 +303,8 @@ def launch(run_dir: Path, lock_fd: int | None = None) -> None:
         for name, value in os.environ.items()
         if not name.startswith("RAY_") or name in kept
     } | {RUN_MARK: str(run_dir)}
-    with (run_dir / "keeper.log").open("ab") as log:
-        subprocess.run(
-            ["/bin/sh", "-c", '"$@" &', "sh", *command],
-            check=True,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            pass_fds=[] if lock_fd is None else [lock_fd],
-            start_new_session=True,
-        )
+    pass_fds = [] if lock_fd is None else [lock_fd]
+    launch_orphan(command, run_dir / "keeper.log", environment, pass_fds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

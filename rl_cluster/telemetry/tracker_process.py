@@ -10,13 +10,13 @@ import argparse
 import fcntl
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from rl_cluster.control import Control
+from rl_cluster.orphan import launch_orphan
 from rl_cluster.signals import StopFlag
 
 _log = logging.getLogger(__name__)
@@ -24,20 +24,9 @@ ROLE = "tracker"
 
 
 def launch(run_dir: Path) -> None:
-    """Start a tracker that is nobody's child.
-
-    Ray kills the children of a worker that ends, whatever their session.
-    """
+    """Start a tracker that is nobody's child."""
     command = [sys.executable, "-m", "rl_cluster.telemetry.tracker_process", str(run_dir)]
-    with (run_dir / "tracker.log").open("ab") as log:
-        subprocess.run(
-            ["/bin/sh", "-c", '"$@" &', "sh", *command],
-            check=True,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    launch_orphan(command, run_dir / "tracker.log")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
