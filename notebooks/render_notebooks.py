@@ -55,9 +55,14 @@ def execute(path: Path, work_dir: Path, environment: Mapping[str, str] | None = 
     try:
         client.execute(env=os.environ | {"PYTHONPATH": str(HERE.parent), **(environment or {})})
     finally:
-        for run_dir in place.glob("runs/*"):
+        for run_dir in runs_below(place):
             end_processes(run_dir)
     return notebook
+
+
+def runs_below(place: Path) -> list[Path]:
+    """Run directories that a notebook has made, those of a sweep included."""
+    return sorted(config.parent for config in place.rglob("runs/**/effective.yaml"))
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=f"hosts need {', '.join(
 PAGE = ROOT / "docs" / "cluster.md"
 BIN = Path(sys.executable).parent
 RUN = "runs/two-games"
-_UP_S, _TRAINS_S, _BACK_S, _GONE_S = 240.0, 180.0, 120.0, 120.0
+_UP_S, _TRAINS_S, _BACK_S, _JOINS_S, _GONE_S = 240.0, 180.0, 120.0, 300.0, 120.0
 
 
 class User:
@@ -212,7 +212,10 @@ def a_host_dies_and_comes_back(user: User) -> None:
     assert failed and all(str(name).startswith("rollout:") for name in failed), failed
     user.worker.start()
     joined = "source ~/.bashrc; RAY_AUTH_MODE=token ray status"
-    retry(lambda: check("2 local.cluster.node", user.head.run(f"bash -ic '{joined}'").stdout))
+    retry(
+        lambda: check("2 local.cluster.node", user.head.run(f"bash -ic '{joined}'").stdout),
+        _JOINS_S,
+    )
 
 
 def nothing_is_left(user: User) -> None:
@@ -234,9 +237,9 @@ def check(wanted: str, said: str) -> None:
     assert wanted in said, said
 
 
-def retry(what: Callable[[], object]) -> None:
+def retry(what: Callable[[], object], timeout_s: float = _GONE_S) -> None:
     """Until it does not fail any more, or time is over."""
-    deadline_s = time.monotonic() + _GONE_S
+    deadline_s = time.monotonic() + timeout_s
     while True:
         try:
             what()

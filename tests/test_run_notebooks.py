@@ -15,7 +15,7 @@ from job_cluster import JobCluster
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from live_run import EXPERIMENTS, ROOT, LiveRun
-from render_notebooks import execute, notebooks
+from render_notebooks import execute, notebooks, runs_below
 from test_run_levers import SETTINGS, wait_for_metric, wait_for_updates
 
 from rl_cluster.telemetry.incidents import read_incidents
@@ -51,8 +51,7 @@ print([each.value for each in controls(widget) if "refused" in str(getattr(each,
 def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     with cluster_for(path, tmp_path / "token") as environment:
         notebook = execute(path, tmp_path, environment)
-    runs = list((tmp_path / "notebooks").glob("runs/*"))
-    states = [read_summary(run)["state"] for run in runs]
+    states = [read_summary(run_dir)["state"] for run_dir in runs_below(tmp_path)]
     assert states and set(states) <= {"completed", "interrupted"}, "it ends what it starts"
     said = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", {}) for output in said)
