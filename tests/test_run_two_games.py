@@ -146,7 +146,7 @@ def test_nothing_listened_beyond_loopback(run: Any) -> None:
 
 
 def test_the_directory_holds_what_design_promises(run: Any) -> None:
-    for name in ("config.yaml", "effective.yaml", "summary.json", "metrics.jsonl", "report.html"):
+    for name in ("config.yaml", "effective.yaml", "summary.json", "metrics.jsonl"):
         assert (run.run_dir / name).stat().st_size > 0, name
     assert list((run.run_dir / "tensorboard").rglob("events.out.tfevents.*"))
     assert "tasks.Pong.learner.threads" in (run.run_dir / "effective.yaml").read_text()
