@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_cluster import exploration
-from rl_cluster.agents.policy import GreedyPolicy
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.frame_stack import FrameStack
 from rl_cluster.replay.block import Block, BlockBuilder
 
 if TYPE_CHECKING:
     from envs.base import AsyncVectorEnv, Steps
+    from rl_cluster.agents.policy import GreedyPolicy
 
 NewWeights = Callable[[], "tuple[int, np.ndarray] | None"]
 """Newer weights (version, flat vector) if they are here already; must not block."""
