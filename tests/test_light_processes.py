@@ -1,4 +1,4 @@
-"""Processes that compute nothing stay small: torch alone is some 200 MB and two seconds of each start."""
+"""Processes that compute nothing stay small: torch is some 180 MB and two seconds of a start."""
 
 from __future__ import annotations
 
