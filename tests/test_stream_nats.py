@@ -105,17 +105,19 @@ def test_a_reader_that_vanished_leaves_what_it_had_not_acknowledged_to_the_next(
     asyncio.run(read())
 
 
-def test_what_is_kept_is_not_delivered_again_and_what_is_released_is_at_once(
+def test_what_is_kept_is_not_delivered_again_and_what_is_owed_at_the_end_is_at_once(
     server: NatsServer,
 ) -> None:
     async def read() -> None:
-        async with opened(StreamSettings(server.url, ack_wait_s=1.0)) as source:
+        settings = StreamSettings(server.url, ack_wait_s=1.0)
+        async with opened(settings) as source:
             await publish(server, b"a")
             held = await fetched(source, 1)
             for _ in range(6):
                 assert await source.fetch(1, 0.4) == []
                 await source.keep(held)
-            await source.release(held)
+            await source.close(held)
+        async with opened(settings) as source:
             (again,) = await fetched(source, 1)
             assert again.redelivered == 1
 

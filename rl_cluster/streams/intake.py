@@ -160,14 +160,6 @@ class Intake:
                     done.append(held)
         await self._acknowledge(done)
 
-    async def give_back(self) -> None:
-        """Have all blocks that are not stored delivered again, as after the loss of a replay."""
-        self._ready.clear()
-        owed = [held for held in self._held.values() if held.missing]
-        self._let_go(owed)
-        await self._source.release([held.delivery for held in owed])
-        await self._notify()
-
     def status(self) -> IntakeStatus:
         """Where it stands."""
         return IntakeStatus(

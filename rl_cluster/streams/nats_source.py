@@ -103,10 +103,6 @@ class NatsSource:
         """See `ExperienceSource`."""
         await self._answer([*deliveries, *self._pulling.buffered], _PROGRESS)
 
-    async def release(self, deliveries: Sequence[Delivery]) -> None:
-        """See `ExperienceSource`."""
-        await self._answer(deliveries, _NAK)
-
     async def quarantine(self, delivery: Delivery, reason: str) -> None:
         """See `ExperienceSource`. A payload that leaves no room for headers loses its end."""
         digest = hashlib.sha256(delivery.payload).hexdigest()
@@ -151,7 +147,7 @@ class NatsSource:
         if self._puller is not None and self._connection.client.is_connected:
             # First, or the server would deliver them to this reader again.
             await self._puller.stop()
-            await self.release([*owed, *self._puller.buffered])
+            await self._answer([*owed, *self._puller.buffered], _NAK)
         await self._connection.close()
 
     @property

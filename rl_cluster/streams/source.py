@@ -92,9 +92,6 @@ class ExperienceSource(Protocol):
     async def keep(self, deliveries: Sequence[Delivery]) -> None:
         """These, and what was not fetched yet, are still worked on: wait `ack_wait_s` anew."""
 
-    async def release(self, deliveries: Sequence[Delivery]) -> None:
-        """Deliver these again now."""
-
     async def quarantine(self, delivery: Delivery, reason: str) -> None:
         """Keep a copy with the reason for people to look at, then never deliver it again.
 
