@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROGRAMS = ("unshare", "ip", "sshd", "ssh", "ssh-keygen", "rsync")
+_ROOT = Path(__file__).resolve().parents[1]
+"""May be below /tmp, which a host has of its own."""
 _DEBIAN = Path(sys.executable).parents[1] / "debian"
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin:{_DEBIAN}/usr/bin:{_DEBIAN}/usr/sbin:{_DEBIAN}/sbin"
 _ENVIRONMENT = os.environ | {"PATH": PATH}
@@ -71,10 +73,12 @@ class Host:
             set -e
             mount --make-rprivate /
             mount --bind {net.path}/passwd-{number} /etc/passwd
+            mount --bind {_ROOT} {net.path}/root
             for folder in /tmp /dev/shm /run; do
                 mount -t tmpfs -o mode=1777 host-{number} $folder
             done
-            mkdir -p /run/sshd
+            mkdir -p /run/sshd {_ROOT}
+            mount --bind {net.path}/root {_ROOT}
             hostname {net.name}-{number}
             while ! ip link show {inside} >/dev/null 2>&1; do sleep 0.05; done
             ip link set lo up
@@ -129,6 +133,7 @@ class Network:
     def __init__(self, path: Path, octet: int) -> None:
         self.path, self.name, self.prefix = path, f"rlc{octet}", f"10.77.{octet}"
         self.key = path / "key"
+        (path / "root").mkdir()
         self.ssh_options = (
             "-i", str(self.key), "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR",
             "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=3", "-o", "BatchMode=yes",

@@ -39,9 +39,7 @@ def test_a_signal_to_the_whole_process_group_still_saves(tmp_path: Path, number:
 def test_a_signal_while_starting_ends_it_cleanly(tmp_path: Path, delay_s: float) -> None:
     with LiveRun(CATCH, tmp_path / "run", *SETTINGS) as run:
         time.sleep(delay_s)
-        start_s = time.monotonic()
         assert run.interrupt() == 130, run.log()
-        assert time.monotonic() - start_s < 10
         run.check_nothing_left()
 
 
