@@ -11,10 +11,10 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-debian run run-rover test wheel lint format bench bench-quick chaos notebooks
+.PHONY: help install install-debian run run-rover test test-all wheel lint format bench bench-quick chaos notebooks
 
 help:  ## show this list
-	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 13
 
 install: $(STAMP)  ## create .venv/ and install everything, pinned; quick the second time
 
@@ -39,9 +39,15 @@ run-rover: install  ## let three simulated rovers learn for five minutes
 # Tests of live runs have the machine to themselves; the others share it.
 LIVE := $(wildcard tests/test_run_*.py) tests/chaos
 
-test: lint install-debian  ## lint, types and all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(LIVE))
-	$(BIN)/python -m pytest $(LIVE)
+TESTS := $(BIN)/python -m pytest --durations=15 -m
+
+test: lint install-debian  ## lint, types and tests: about twenty minutes on two cores
+	$(TESTS) "not long" -n 2 --dist loadfile $(addprefix --ignore=,$(LIVE))
+	$(TESTS) "not long" $(LIVE)
+
+test-all: test  ## then the long tests, too: every page, every notebook, two hosts (an hour)
+	$(TESTS) long -n 2 --dist loadfile $(addprefix --ignore=,$(LIVE))
+	$(TESTS) long $(LIVE)
 
 chaos: install  ## every fault of the fault suite, as often as promised (hours)
 	rm -f chaos-results/latest.jsonl

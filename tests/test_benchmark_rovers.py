@@ -47,6 +47,7 @@ def test_recorded_messages_are_of_the_protocol_and_of_the_sizes_it_tells_of(
 
 
 @LIVE
+@pytest.mark.long
 def test_intake_is_measured_beside_plain_clients_of_the_same_stream(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +64,7 @@ def test_intake_is_measured_beside_plain_clients_of_the_same_stream(
 
 
 @LIVE
+@pytest.mark.long
 def test_a_replay_that_lacks_transitions_is_an_error_and_not_a_figure(plan: Plan) -> None:
     with stream_field.Field(plan.scratch / "field") as field:
         field.fill("sparse", 3)
@@ -74,6 +76,7 @@ def test_a_replay_that_lacks_transitions_is_an_error_and_not_a_figure(plan: Plan
 
 
 @LIVE
+@pytest.mark.long
 def test_latency_is_of_the_messages_that_were_sent_and_seen_in_the_turn(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +90,7 @@ def test_latency_is_of_the_messages_that_were_sent_and_seen_in_the_turn(
 
 
 @LIVE
+@pytest.mark.long
 def test_load_counts_what_every_part_had_in_hand(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

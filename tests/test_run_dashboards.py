@@ -25,6 +25,8 @@ from rl_cluster.telemetry.grafana import DIRECTORY
 from rl_cluster.telemetry.metrics import METRICS
 from rl_cluster.telemetry.prometheus import addresses_file, exported
 
+pytestmark = pytest.mark.long
+
 PAGE = ROOT / "docs" / "dashboards.md"
 RUN, TASKS = "observed", ("rovers", "Catch")
 NOT_HERE = {"evaluation_human_normalized"}

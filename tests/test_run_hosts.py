@@ -21,7 +21,10 @@ import pytest
 from hosts import PATH, Host, Network, missing, network
 from live_run import ROOT
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"hosts need {', '.join(missing())}")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(bool(missing()), reason=f"hosts need {', '.join(missing())}"),
+]
 PAGE = ROOT / "docs" / "cluster.md"
 BIN = Path(sys.executable).parent
 RUN = "runs/two-games"

@@ -16,7 +16,9 @@ SETTINGS = ("max_seconds=600", "defaults.checkpoint.period_s=3", "defaults.evalu
 CATCH = EXPERIMENTS / "catch.yaml"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_a_signal_to_the_whole_process_group_still_saves(tmp_path: Path, number: int) -> None:
     """As Ctrl-C in a terminal, `timeout` and job schedulers send it; some send it twice."""
     with LiveRun(CATCH, tmp_path / "run", *SETTINGS) as run:
@@ -35,7 +37,10 @@ def test_a_signal_to_the_whole_process_group_still_saves(tmp_path: Path, number:
         assert int(latest.partition("-")[0]) == summary["tasks"]["Catch"]["learner_updates"]
 
 
-@pytest.mark.parametrize("delay_s", [0.3, 1.5, 3.0, 4.5, 6.0])
+@pytest.mark.parametrize(
+    "delay_s",
+    [0.3, 3.0, *(pytest.param(each, marks=pytest.mark.long) for each in (1.5, 4.5, 6.0))],
+)
 def test_a_signal_while_starting_ends_it_cleanly(tmp_path: Path, delay_s: float) -> None:
     with LiveRun(CATCH, tmp_path / "run", *SETTINGS) as run:
         time.sleep(delay_s)

@@ -60,6 +60,7 @@ def test_a_stopped_job_has_saved_and_another_goes_on_to_its_end(
     until(lambda: not left(cluster, run_dir), _END_S, "the end of every process")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_what_saves_outlives_a_job_that_is_killed(cluster: JobCluster, tmp_path: Path) -> None:
     """On the job's own cluster, and slower than the 3 s that Ray leaves to `train`."""

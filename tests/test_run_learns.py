@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from live_run import EXPERIMENTS, LiveRun
 
 
@@ -17,6 +18,7 @@ def test_catch_is_solved_from_pixels(tmp_path: Path) -> None:
         run.check_nothing_left()
 
 
+@pytest.mark.long
 def test_cartpole_is_balanced_from_vectors(tmp_path: Path) -> None:
     with LiveRun(EXPERIMENTS / "cartpole.yaml", tmp_path / "cartpole", "max_seconds=150") as run:
         summary = run.wait_for(

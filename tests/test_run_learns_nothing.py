@@ -22,6 +22,7 @@ SETTINGS = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_diverged_game_is_parked_while_the_other_trains(tmp_path: Path) -> None:
     config = tmp_path / "two.yaml"

@@ -22,7 +22,14 @@ from wandb_files import found, history
 
 from rl_cluster.control import RUN_MARK
 
-PAGES = [page for page in pages() if any(b.mark in ("", "goes on:") for b in shell_blocks(page))]
+FIRST = ("README.md", "docs/start.md")
+"""What a newcomer types; the other pages' tests are long."""
+PAGES = [
+    pytest.param(page, id=name, marks=() if name in FIRST else pytest.mark.long)
+    for page in pages()
+    if any(block.mark in ("", "goes on:") for block in shell_blocks(page))
+    for name in [str(page.relative_to(ROOT))]
+]
 _BLOCK_S = 240.0  # a deadlock, on a machine that others use, too
 
 
@@ -110,7 +117,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_says_can_be_done(reader: Reader, page: Path) -> None:
     reader.open(page)
     for block in shell_blocks(page):
@@ -118,6 +125,7 @@ def test_what_a_page_says_can_be_done(reader: Reader, page: Path) -> None:
             reader.run(block)
 
 
+@pytest.mark.long
 def test_wandb_was_told_of_the_run_while_it_was_at_work(reader: Reader) -> None:
     """By the run that docs/tracking.md resumed, offline; see test_tracker.py for what is told."""
     (path,) = (reader.checkout / "runs" / "catch" / "wandb").glob("offline-run-*/run-*.wandb")

@@ -13,6 +13,8 @@ from live_run import EXPERIMENTS, LiveRun, command, lines
 
 from rl_cluster.sweep_plan import plan_sweep
 
+pytestmark = pytest.mark.long
+
 CATCH = EXPERIMENTS / "catch.yaml"
 SETTINGS = (
     "max_env_steps=12000",

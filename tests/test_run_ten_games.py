@@ -10,6 +10,8 @@ from live_run import EXPERIMENTS, LiveRun
 
 from rl_cluster.telemetry.incidents import read_incidents
 
+pytestmark = pytest.mark.long
+
 SETTINGS = (
     "max_seconds=600",
     "telemetry.period_s=1",

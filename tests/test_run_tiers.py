@@ -12,6 +12,8 @@ from live_run import EXPERIMENTS, LiveRun, command, lines
 
 from rl_cluster.telemetry.incidents import read_incidents
 
+pytestmark = pytest.mark.long
+
 GAMES = ("A", "B", "C", "D")
 SETTINGS = (
     "max_seconds=900",

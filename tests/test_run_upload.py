@@ -12,6 +12,7 @@ from rl_cluster.checkpoint import CheckpointStore
 CATCH = EXPERIMENTS / "catch.yaml"
 
 
+@pytest.mark.long
 def test_a_run_is_trained_on_from_a_checkpoint_that_was_uploaded(tmp_path: Path) -> None:
     remote = tmp_path / "remote"
     settings = (
