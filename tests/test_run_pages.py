@@ -22,10 +22,10 @@ from wandb_files import found, history
 
 from rl_cluster.control import RUN_MARK
 
-FIRST = ("README.md", "docs/start.md")
+FIRST = "docs/start.md"
 """What a newcomer types; the other pages' tests are long."""
 PAGES = [
-    pytest.param(page, id=name, marks=() if name in FIRST else pytest.mark.long)
+    pytest.param(page, id=name, marks=() if name == FIRST else pytest.mark.long)
     for page in pages()
     if any(block.mark in ("", "goes on:") for block in shell_blocks(page))
     for name in [str(page.relative_to(ROOT))]
