@@ -62,12 +62,10 @@ def weights_bytes(task: TaskConfig, spec: EnvironmentSpec) -> int:
     Raises:
       ValueError: the network cannot be built for these observations.
     """
-    with torch.device("meta"):
-        network = (
-            build_actor(sac_shape(task))
-            if task.is_fleet
-            else learner.build_network(task.agent, spec)
-        )
+    # A real one: torch's meta device imports its compiler first, a second of each start.
+    network = (
+        build_actor(sac_shape(task)) if task.is_fleet else learner.build_network(task.agent, spec)
+    )
     return 4 * num_parameters(network)  # float32
 
 

@@ -55,6 +55,9 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> Clu
     setattr(services, "ConsolePopen", _OwnGroup)  # noqa: B010 - a type to mypy
     # It reads every log ten times a second, for a driver that does not ask for them.
     setattr(Node, "start_log_monitor", lambda self: None)  # noqa: B010
+    if not config.dashboard:
+        # Its server would start all the same, with nothing to serve, and all else waits for it.
+        setattr(Node, "start_api_server", lambda self, **_: None)  # noqa: B010
     enable_token_auth_by_default()
     ensure_token_if_auth_enabled({}, create_token_if_missing=True)
     usage_lib.set_usage_stats_enabled_via_env_var(False)
@@ -62,6 +65,7 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> Clu
     node = Node(
         RayParams(
             include_dashboard=config.dashboard,
+            no_monitor=True,  # of an autoscaler
             dashboard_host=_LOOPBACK,
             object_store_memory=object_store_bytes,
             _system_config=_SYSTEM,  # type: ignore[arg-type] # its values are of many types
