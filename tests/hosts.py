@@ -67,7 +67,9 @@ class Host:
         """Boot it; return when its SSH server listens."""
         net, number = self._network, self._number
         outside, inside = f"{net.name}-{number}", f"{net.name}-{number}i"
-        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
+        # The same after a boot, or others would go on sending to the one before.
+        hardware = f"02:00:00:00:00:{number:02x}"
+        _run(*f"ip link add {outside} type veth peer name {inside} address {hardware}".split())
         _run("ip", "link", "set", outside, "master", net.name, "up")
         script = f"""
             set -e
