@@ -217,6 +217,7 @@ def a_game_leaves_and_its_files_stay(run: LiveRun) -> None:
     wait_for_updates(run, 20)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_levers_are_pulled_while_it_runs_and_stay_as_they_are(tmp_path: Path) -> None:
     config, run_dir = EXPERIMENTS / "catch.yaml", tmp_path / "run"

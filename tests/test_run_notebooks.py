@@ -45,13 +45,9 @@ by_name["Apply"].click()
 print([each.value for each in controls(widget) if "refused" in str(getattr(each, "value", ""))])
 """
 
-NOTEBOOKS = [
-    pytest.param(path, id=path.stem, marks=() if path.stem == "01_first_run" else pytest.mark.long)
-    for path in notebooks()
-]
 
-
-@pytest.mark.parametrize("path", NOTEBOOKS)
+@pytest.mark.long
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
 @pytest.mark.timeout(480)
 def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     with cluster_for(path, tmp_path / "token") as environment:

@@ -137,6 +137,7 @@ def _below_the_reserve(run: ChaosRun, disk: Path) -> None:
 def _let_every_save_fail(run: ChaosRun) -> None:
     """While nothing can be written, the supervisor dies, too, and its heir takes the workers."""
     workers = {role: run.the(role).pid for role in ("learner", "replay", "rollout", "weights")}
+    await_pulses(run, 2)  # one may have found the last room
     summary = run.summary()
     await_pulses(run, 6)
     assert run.summary() == summary, "the disk is not full"
