@@ -7,6 +7,7 @@ GitHub shows: tables of figures as text, and pictures of what needs a browser.
 from __future__ import annotations
 
 import base64
+import html
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from screenshots import picture_of_page, picture_of_widget
 from traitlets.config import Config
 
 _FRAME = re.compile(r'<iframe[^>]*?src="([^"]+)"', re.DOTALL)
+_EMBEDDED = re.compile(r'<iframe[^>]*?srcdoc="([^"]+)"', re.DOTALL)
 _STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
 _NOTEBOOK_LINK = re.compile(r"\]\((\w+)\.ipynb\)")
 _DOCS_LINK = re.compile(r"\]\(\.\./docs/")
@@ -56,20 +58,25 @@ def write_page(notebook: Any, name: str, pages: Path, ran_in: Path) -> Path:
         (pages / file).write_bytes(data)
     page = pages / f"{name}.md"
     text = _DOCS_LINK.sub("](../", _NOTEBOOK_LINK.sub(r"](\1.md)", text))
+    text = text.replace(f"{ran_in.resolve()}/", "")
     page.write_text(_TRAILING.sub("", text).strip() + "\n", encoding="utf-8")
     return page
 
 
 def _readable(data: Any, ran_in: Path, state: Any) -> Any:
     """An output's forms, without those that a page cannot show."""
-    html = data.get("text/html", "")
-    if frame := _FRAME.search(html):
+    shown = data.get("text/html", "")
+    if frame := _FRAME.search(shown):
         return {"image/png": _encoded(picture_of_page(ran_in / frame[1]))}
+    if embedded := _EMBEDDED.search(shown):
+        page = ran_in / "embedded.html"
+        page.write_text(html.unescape(embedded[1]), encoding="utf-8")
+        return {"image/png": _encoded(picture_of_page(page))}
     if _WIDGET in data:
         return {"image/png": _encoded(picture_of_widget(state, data[_WIDGET]))}
-    if 'class="dataframe"' in html:
+    if 'class="dataframe"' in shown:
         return {"text/plain": data["text/plain"]}
-    return data | ({"text/html": _STYLE.sub("", html)} if html else {})
+    return data | ({"text/html": _STYLE.sub("", shown)} if shown else {})
 
 
 def _encoded(picture: bytes) -> str:

@@ -1,7 +1,8 @@
 """Runs the notebooks from top to bottom, each in a kernel of its own, and makes pages of them.
 
-`make notebooks` writes docs/notebooks/NAME.md with pictures beside it. Invariant: a notebook is run
-in a copy of this directory, so that its file keeps no outputs, and no run of it is left behind.
+`make notebooks` writes docs/notebooks/NAME.md with pictures beside it; what wants a cluster is run
+where RAY_ADDRESS names one. Invariant: a notebook is run in a copy of this directory, so that its
+file keeps no outputs, and no run of it is left behind.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rl_cluster.cluster.runtime import end_processes
 
 HERE = Path(__file__).resolve().parent
 PAGES = HERE.parent / "docs" / "notebooks"
+WANT_A_CLUSTER = ("05_on_a_cluster",)
 _CELL_TIMEOUT_S = 240
 
 
@@ -70,7 +72,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as 01_first_run")
     names = parser.parse_args().names
-    for path in [path for path in notebooks() if not names or path.stem in names]:
+    for path in notebooks():
+        if (names and path.stem not in names) or (
+            path.stem in WANT_A_CLUSTER and "RAY_ADDRESS" not in os.environ
+        ):
+            continue
         with tempfile.TemporaryDirectory() as work_dir:
             notebook = execute(path, Path(work_dir))
             print(write_page(notebook, path.stem, PAGES, Path(work_dir) / HERE.name))

@@ -15,7 +15,7 @@ from job_cluster import JobCluster
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from live_run import EXPERIMENTS, ROOT, LiveRun
-from render_notebooks import execute, notebooks, runs_below
+from render_notebooks import WANT_A_CLUSTER, execute, notebooks, runs_below
 from test_run_levers import SETTINGS, wait_for_metric, wait_for_updates
 
 from rl_cluster.telemetry.incidents import read_incidents
@@ -61,7 +61,7 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
 @contextmanager
 def cluster_for(path: Path, token: Path) -> Iterator[dict[str, str]]:
     """What a notebook finds in its environment: one wants a cluster that is there."""
-    if path.stem != "05_on_a_cluster":
+    if path.stem not in WANT_A_CLUSTER:
         yield {}
         return
     with JobCluster(token, nodes=2) as cluster:
