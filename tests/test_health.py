@@ -15,6 +15,7 @@ from rl_cluster.supervision.health import (
     Phase,
     Watch,
     failed_because,
+    in_doubt,
     stalled_because,
 )
 
@@ -87,6 +88,31 @@ def test_the_cause_names_what_was_allowed() -> None:
     assert failed_because(seen(says("working"), 12.0, 0.0), 12.0, LIMITS) == (
         "alive without progress for 12 s while working (limit 10 s)"
     )
+
+
+@given(phases, st.floats(0, 1e3), st.floats(0, 1e3))
+def test_who_stood_in_line_for_a_processor_is_not_accused_for_it_but_not_for_ever(
+    phase: Phase, silent_s: float, starved_s: float
+) -> None:
+    limit_s = silence_allowed_s(phase)
+    worker = seen(says(phase))
+    cause = failed_because(worker, silent_s, LIMITS, starved_s)
+    if silent_s - starved_s <= limit_s and silent_s <= 6 * limit_s:
+        assert cause is None
+    if silent_s - starved_s > limit_s or silent_s > 6 * limit_s:
+        assert cause is not None
+
+
+@given(phases, st.floats(0, 1e3), st.floats(0, 1e3))
+def test_nobody_fails_who_was_not_in_doubt_before(
+    phase: Phase, silent_s: float, stuck_s: float
+) -> None:
+    now_s = max(silent_s, stuck_s)
+    worker = seen(says(phase), now_s - silent_s, now_s - stuck_s)
+    if failed_because(worker, now_s, LIMITS) is not None:
+        assert in_doubt(worker, now_s, LIMITS)
+    if max(silent_s, stuck_s) < silence_allowed_s(phase) / 2:
+        assert not in_doubt(worker, now_s, LIMITS)
 
 
 answers = st.lists(st.tuples(st.floats(0.01, 9.0), phases, st.integers(0, 3)), max_size=40)

@@ -19,7 +19,14 @@ from ray.exceptions import ActorUnavailableError, RayError
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, is_here, read
 from rl_cluster.cluster.placement import node_id
 from rl_cluster.control import ProcessId
-from rl_cluster.supervision.health import Deadlines, Health, Observation, failed_because
+from rl_cluster.run_queue import RunQueue
+from rl_cluster.supervision.health import (
+    Deadlines,
+    Health,
+    Observation,
+    failed_because,
+    in_doubt,
+)
 from rl_cluster.supervision.plan import Kind, WorkerRecord
 
 _HERE_S = 10.0  # for what was seen to be here
@@ -57,6 +64,7 @@ class Worker:
         self._failures_s: list[float] = []
         self._cause, self._fruitless = "", 0
         self._first_progress: int | None = None
+        self._line: RunQueue | None = None
 
     @property
     def health(self) -> Health | None:
@@ -95,7 +103,7 @@ class Worker:
             return self.fail(
                 now_s, f"it is life {health.epoch} of its place, and {self.epoch} is due"
             ), ()
-        cause = failed_because(self._seen, now_s, self._deadlines)
+        cause = failed_because(self._seen, now_s, self._deadlines, self._starved_s(now_s))
         return (None if cause is None else self.fail(now_s, cause)), notices
 
     def fail(self, now_s: float, cause: str) -> str:
@@ -149,6 +157,16 @@ class Worker:
         if health is None or health.in_vain:
             return False
         return health.progress > (self._first_progress or 0)
+
+    def _starved_s(self, now_s: float) -> float:
+        """Seconds that it stood in line for a processor since it is in doubt, where known."""
+        health = self._seen.health
+        if health is None or not in_doubt(self._seen, now_s, self._deadlines):
+            self._line = None
+            return 0.0
+        if self._line is None and health.node_id == node_id():
+            self._line = RunQueue(health.pid)
+        return 0.0 if self._line is None else self._line.waited_s()
 
     def _take(self, health: Health, now_s: float) -> None:
         if self._first_progress is None and health.phase != "starting":

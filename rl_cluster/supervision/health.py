@@ -1,7 +1,8 @@
 """Whether a worker is well: a pure judgement of what it said, and of how long it says nothing new.
 
 Invariant: a worker has failed when it says so, when it answers nothing for as long as its phase may
-take, or when it answers, at work, without any progress for that long. Time is the supervisor's own
+take, or when it answers, at work, without any progress for that long. What it stood in line for a
+processor meanwhile is not held against it, up to a bound. Time is the supervisor's own
 watch, which stands still while the supervisor does: whoever was frozen together with everybody else
 accuses nobody.
 """
@@ -15,6 +16,10 @@ from typing import Literal
 Phase = Literal["starting", "working", "waiting", "saving", "ended"]
 """`waiting`: for a call, or for the next time that something is due, so that no progress is;
 `ended`: the loop was left as asked."""
+
+
+_MOST_STARVED = 5.0
+"""Deadlines that a starved worker gets on top; one that spins for ever is starved, too."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +81,36 @@ class Observation:
         return Observation(health, now_s, now_s if moved else self.progressed_s)
 
 
-def failed_because(seen: Observation, now_s: float, deadlines: Deadlines) -> str | None:
-    """Why a worker counts as failed; None while it is well."""
+def failed_because(
+    seen: Observation, now_s: float, deadlines: Deadlines, starved_s: float = 0.0
+) -> str | None:
+    """Why a worker counts as failed; None while it is well.
+
+    Args:
+      seen: what is known of it.
+      now_s: the supervisor's watch.
+      deadlines: of its phases.
+      starved_s: what it stood in line for a processor since it is in doubt.
+    """
     health = seen.health
     if health is not None and health.failure is not None:
         return health.failure
     phase: Phase = "starting" if health is None else health.phase
     silence_s, silent_limit_s = now_s - seen.answered_s, deadlines.of(phase) or deadlines.working_s
-    if silence_s > silent_limit_s:
+    if silence_s - min(starved_s, _MOST_STARVED * silent_limit_s) > silent_limit_s:
         return f"no answer for {silence_s:.0f} s while {phase} (limit {silent_limit_s:g} s): hung"
     stuck_s, limit_s = now_s - seen.progressed_s, deadlines.of(phase)
-    if limit_s is not None and stuck_s > limit_s:
+    if limit_s is not None and stuck_s - min(starved_s, _MOST_STARVED * limit_s) > limit_s:
         return f"alive without progress for {stuck_s:.0f} s while {phase} (limit {limit_s:g} s)"
     return None
+
+
+def in_doubt(seen: Observation, now_s: float, deadlines: Deadlines) -> bool:
+    """Whether a worker has used up half of a deadline."""
+    phase: Phase = "starting" if seen.health is None else seen.health.phase
+    limit_s = deadlines.of(phase)
+    silent = now_s - seen.answered_s > (limit_s or deadlines.working_s) / 2
+    return silent or (limit_s is not None and now_s - seen.progressed_s > limit_s / 2)
 
 
 def stalled_because(
