@@ -1,8 +1,8 @@
 """How long a process stands in line for a processor: what tells a starved one from one that hangs.
 
-Invariant: time in which the process could have run is never counted; a process that waits for a
-lock, that was stopped, or that is not there, stands in no line. Source: the kernel's run delay, the
-second figure of /proc/PID/task/TID/schedstat.
+Invariant: a thread that waits for a lock, that was stopped, or that is not there, stands in no
+line; of several threads that do, the one that stood there longest counts. Source: the kernel's run
+delay, the second figure of /proc/PID/task/TID/schedstat.
 """
 
 from __future__ import annotations

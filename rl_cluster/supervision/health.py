@@ -2,9 +2,9 @@
 
 Invariant: a worker has failed when it says so, when it answers nothing for as long as its phase may
 take, or when it answers, at work, without any progress for that long. What it stood in line for a
-processor meanwhile is not held against it, up to a bound. Time is the supervisor's own
-watch, which stands still while the supervisor does: whoever was frozen together with everybody else
-accuses nobody.
+processor meanwhile is not held against it, up to a bound. Time is the supervisor's own watch, which
+stands still while the supervisor does: whoever was frozen together with everybody else accuses
+nobody.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Literal
 Phase = Literal["starting", "working", "waiting", "saving", "ended"]
 """`waiting`: for a call, or for the next time that something is due, so that no progress is;
 `ended`: the loop was left as asked."""
-
 
 _MOST_STARVED = 5.0
 """Deadlines that a starved worker gets on top; one that spins for ever is starved, too."""
@@ -74,6 +73,11 @@ class Observation:
     progressed_s: float
     """When its progress or its phase last changed."""
 
+    @property
+    def phase(self) -> Phase:
+        """Which it was last in; before its first answer it is starting."""
+        return "starting" if self.health is None else self.health.phase
+
     def after(self, health: Health, now_s: float) -> Observation:
         """Take in a new answer."""
         old = self.health
@@ -95,7 +99,7 @@ def failed_because(
     health = seen.health
     if health is not None and health.failure is not None:
         return health.failure
-    phase: Phase = "starting" if health is None else health.phase
+    phase = seen.phase
     silence_s, silent_limit_s = now_s - seen.answered_s, deadlines.of(phase) or deadlines.working_s
     if silence_s - min(starved_s, _MOST_STARVED * silent_limit_s) > silent_limit_s:
         return f"no answer for {silence_s:.0f} s while {phase} (limit {silent_limit_s:g} s): hung"
@@ -107,8 +111,7 @@ def failed_because(
 
 def in_doubt(seen: Observation, now_s: float, deadlines: Deadlines) -> bool:
     """Whether a worker has used up half of a deadline."""
-    phase: Phase = "starting" if seen.health is None else seen.health.phase
-    limit_s = deadlines.of(phase)
+    limit_s = deadlines.of(seen.phase)
     silent = now_s - seen.answered_s > (limit_s or deadlines.working_s) / 2
     return silent or (limit_s is not None and now_s - seen.progressed_s > limit_s / 2)
 
