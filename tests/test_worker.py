@@ -63,3 +63,30 @@ def test_a_life_that_gets_on_but_in_vain_is_fruitless() -> None:
     assert [life(worker, 5, 9, in_vain=True) for _ in range(3)] == [1, 2, 3]
     assert life(worker, 5) == 4
     assert life(worker, 5, 6) == 0
+
+
+def says(worker: Worker, progress: int) -> None:
+    worker._take(Health(1, "working", progress, 10**8, 4711, 1, "boot", "node", None), 0.0)
+
+
+def test_that_it_gets_on_again_is_told_once_and_counts_from_its_first_failure() -> None:
+    worker = Worker("learner:A", "A", "learner", DEADLINES)
+    says(worker, 1)
+    says(worker, 2)
+    assert worker.recovered_after_s(5.0) is None, "it had not failed"
+    worker.fail(10.0, "boom")
+    worker.fail(12.0, "boom again")
+    says(worker, 1)
+    assert worker.recovered_after_s(14.0) is None, "it is there, and has not done anything yet"
+    says(worker, 2)
+    assert worker.recovered_after_s(15.0) == 5.0
+    assert worker.recovered_after_s(16.0) is None
+
+
+def test_a_place_that_is_emptied_since_it_is_wanted_no_more_does_not_recover() -> None:
+    worker = Worker("learner:A", "A", "learner", DEADLINES)
+    worker.fail(10.0, "boom")
+    worker.empty()
+    says(worker, 1)
+    says(worker, 2)
+    assert worker.recovered_after_s(3_600.0) is None

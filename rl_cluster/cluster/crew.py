@@ -183,6 +183,7 @@ class Crew:
             cause = None if others_cause is None else worker.fail(now_s, others_cause)
         if cause is not None:
             self._say("worker_failed", cause, "restart", worker)
+        self._say_recovered(worker, now_s)
         if worker.health is not None and worker.health.phase == "ended" and not group.is_leaving:
             worker.empty()  # asked to leave by a supervisor that died before it ended it
         self._pass_on(notices, worker)
@@ -200,6 +201,12 @@ class Crew:
             if self._recurrence.is_news(worker.name, said["kind"], said["nature"], self._now_s):
                 self._say(said["kind"], said["cause"], said["action"], worker, said["detail"])
 
+    def _say_recovered(self, worker: Worker, now_s: float) -> None:
+        after_s = worker.recovered_after_s(now_s)
+        if after_s is not None:
+            cause = f"it gets on {after_s:.0f} s after it was found to have failed"
+            self._say("worker_recovered", cause, "none", worker)
+
     def _look_at_weights(self, now_s: float) -> None:
         """Ray brings it back by itself when it dies; one that hangs has to die first."""
         place = self._weights_place
@@ -207,6 +214,7 @@ class Crew:
         if cause is not None:
             self._say("worker_failed", cause, "restarted by Ray", place)
             place.fill(self.weights, now_s)
+        self._say_recovered(place, now_s)
 
 
 def sayer(hub: Any) -> Say:

@@ -63,6 +63,7 @@ class Worker:
         self._asked: dict[str, Ref] = {}
         self._failures_s: list[float] = []
         self._cause, self._fruitless = "", 0
+        self._down_s: float | None = None
         self._first_progress: int | None = None
         self._line: RunQueue | None = None
 
@@ -109,17 +110,26 @@ class Worker:
     def fail(self, now_s: float, cause: str) -> str:
         """Kill the actor and remember why."""
         self._fruitless = 0 if self._was_fruitful else self._fruitless + 1
+        down_s = now_s if self._down_s is None else self._down_s
         self.empty()
+        self._down_s = down_s
         self.restarts += 1
         self._failures_s.append(now_s)
         self._cause = cause
         return cause
 
+    def recovered_after_s(self, now_s: float) -> float | None:
+        """Seconds from its failure until it was seen to get on again; told once, None else."""
+        if self._down_s is None or not self._was_fruitful:
+            return None
+        down_s, self._down_s = self._down_s, None
+        return now_s - down_s
+
     def empty(self) -> None:
-        """Kill the actor, if there is one."""
+        """Kill the actor, if there is one; a place that is wanted no more does not recover."""
         if self.actor is not None:
             kill(self.actor, self._seen.health, self._for_good)
-        self.actor, self.status = None, None
+        self.actor, self.status, self._down_s = None, None, None
         self._asked.clear()
         self._seen = Observation(None, 0.0, 0.0)
 

@@ -39,6 +39,7 @@ _LEVELS = {
     "task_removed": "INFO",
     "policy_rolled_back": "INFO",
     "load_changed": "INFO",
+    "worker_recovered": "INFO",
     "stream_again": "INFO",
     "checkpoint_resumed": "INFO",
     "batches_finite": "INFO",

@@ -113,12 +113,13 @@ class ChaosRun(LiveRun):
         return int(self.summary()["tasks"][task]["learner_updates"])
 
     def await_training(self, timeout_s: float = 120.0) -> None:
-        """Wait until learning has begun and something is saved."""
+        """Wait until learning has begun, in this session, and something is saved."""
         saved = self.run_dir / "Catch" / "checkpoints" / "latest"
 
         def trains() -> bool:
             assert self.process.poll() is None, f"the run ended:\n{self.story()}"
-            return self.updates() > 50 and saved.exists()
+            running = self.summary()["state"] == "running"
+            return running and self.updates() > 50 and saved.exists()
 
         self.until(trains, timeout_s, "training")
 
@@ -197,6 +198,10 @@ def await_recovery(run: ChaosRun, role: str, old_pid: int, since_s: float) -> fl
         run.until(lambda: any(e["time"] > since_s for e in lines(file)), 120, "an evaluation")
         return time.time()
     found_s = since_s if role == "driver" else await_discovery(run, role, since_s)
+    if role == "rollout":  # who steps again is known sooner than counters show it
+        recovered_s = _await_recovered(run, role, found_s)
+        run.await_rise(_PROOF[role], found_s)
+        return recovered_s
     return run.await_rise(_PROOF.get(role, _PROOF["replay"]), found_s)
 
 
@@ -204,6 +209,16 @@ def await_discovery(run: ChaosRun, role: str, since_s: float) -> float:
     """Wait until an incident says that it was lost; return the incident's time, unix s."""
     found = run.until(lambda: _discovery(run, role, since_s), 120, f"an incident of {role}")
     return float(found["time"])
+
+
+def _await_recovered(run: ChaosRun, role: str, since_s: float) -> float:
+    """Wait until an incident says that it gets on; return the incident's time, unix s."""
+
+    def recovered() -> dict[str, Any] | None:
+        found = run.incidents(since_s, "worker_recovered")
+        return next((i for i in found if str(i["worker"]).startswith(role)), None)
+
+    return float(run.until(recovered, 120, f"{role} that gets on")["time"])
 
 
 def _await_weights(run: ChaosRun, old_pid: int) -> float:
