@@ -6,8 +6,6 @@ cut off; a file damaged otherwise is put aside and named, and never stops a run.
 
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from pydantic import TypeAdapter
 
 from rl_cluster.supervision.boots import BootEntry
 from rl_cluster.supervision.load import Load
-from rl_cluster.telemetry.jsonl import JsonLines, read_lines
+from rl_cluster.telemetry.jsonl import JsonLines, put_aside, read_lines
 
 FILE_NAME = "boots.jsonl"
 UNKNOWN_BOOT = "unknown"
@@ -55,9 +53,7 @@ class BootJournal:
             self.earlier = _entries(path)
             """Entries of earlier sessions, oldest first."""
         except ValueError as error:
-            aside = path.with_name(f"{FILE_NAME}.damaged-{time.time_ns()}")
-            os.replace(path, aside)
-            self.damage = f"{error}; the file was put aside as {aside.name}"
+            self.damage = f"{error}; the file was put aside as {put_aside(path).name}"
             self.earlier = []
         self._lines = JsonLines(path)
 

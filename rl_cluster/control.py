@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rl_cluster.boot_journal import present_boot_id
+from rl_cluster.telemetry.jsonl import put_aside
 from rl_cluster.telemetry.summary import write_text_atomically
+
+_log = logging.getLogger(__name__)
 
 RUN_MARK = "RL_CLUSTER_RUN"
 """Environment variable, in every process of a kept run, that holds the run's directory."""
@@ -78,7 +82,10 @@ class Control:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def request(self, what: str) -> None:
-        """Ask for `stop`, or for another cluster (`recycled`)."""
+        """Ask for `stop`, or for another cluster (`recycled`).
+
+        With `leave` beside it, a stop is the host's own, and whoever keeps the run next goes on.
+        """
         (self.path / f"{what}.request").touch()
 
     def requested(self, what: str) -> bool:
@@ -97,6 +104,26 @@ class Control:
         """
         text = json.dumps(content, allow_nan=False, indent=1)
         write_text_atomically(self.path / f"{name}.json", text)
+
+    def has_written(self, name: str, content: dict[str, Any]) -> bool:
+        """`write`, where a disk that refuses is named in the log, and stops nothing."""
+        try:
+            self.write(name, content)
+        except OSError as error:
+            _log.error("%s not written: %s", name, error)
+            return False
+        return True
+
+    def put_aside(self, name: str) -> str | None:
+        """Move a NAME.json that says nothing out of the way; where it is now, None: there is none.
+
+        Raises:
+          OSError: it cannot be moved.
+        """
+        path = self.path / f"{name}.json"
+        if not path.exists():
+            return None
+        return f"{path} cannot be understood; it was put aside as {put_aside(path).name}"
 
     def read(self, name: str) -> dict[str, Any] | None:
         """NAME.json, or None where there is none, or none that is whole."""

@@ -60,13 +60,16 @@ class LoadControl:
         self.memory_is_short = False
         """Whether the last look found memory itself below its threshold."""
         rule = self._rule(1)
+        earlier = self._boots.earlier
+        self._places: dict[str, TaskPlace] = {}
         if record is None:
-            cap = cap_after(self._boots.earlier, boot_id, time.time(), config.boot_cap_s)
-            self.state = tiers.with_cap(tiers.start(requested, rule), cap)
-            self._places: dict[str, TaskPlace] = {}
+            self.state = tiers.start(requested, rule)
         else:
             self.state = LoadState.from_record(record["state"])
             self._places = {p["name"]: TaskPlace.from_record(p) for p in record["places"]}
+        if record is None or (earlier and earlier[-1].boot_id != boot_id):
+            cap = cap_after(earlier, boot_id, time.time(), config.boot_cap_s)
+            self.state = tiers.with_cap(self.state, cap)
 
     @property
     def record(self) -> dict[str, Any]:

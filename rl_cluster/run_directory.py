@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import tempfile
 import time
@@ -23,10 +24,12 @@ from rl_cluster.effective import EffectiveConfig
 from rl_cluster.telemetry.summary import FILE_NAME as SUMMARY
 from rl_cluster.telemetry.summary import (
     Summary,
+    SummaryError,
     read_summary,
     write_text_atomically,
 )
 
+_log = logging.getLogger(__name__)
 _CLUSTER = "cluster.json"
 _LOCK = "lock"
 _SMALL_BYTES = 64 << 10
@@ -96,8 +99,13 @@ class RunDirectory:
     def _is_run(self) -> bool:
         return (self.path / "config.yaml").exists()
 
-    def take_lock(self) -> None:
+    def take_lock(
+        self, else_do: str = "stop it with `rl-cluster stop`, or name another directory with --run"
+    ) -> None:
         """Hold the directory.
+
+        Args:
+          else_do: what a person can do where another process does, for the message.
 
         Raises:
           RunDirectoryError: another process does.
@@ -111,8 +119,7 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
             raise RunDirectoryError(
-                f"{self.path} is in use by {holder}: stop it with `rl-cluster stop`, or name "
-                "another directory with --run"
+                f"{self.path} is in use by {holder}: {else_do}"
             ) from None
 
     def sign(self) -> None:
@@ -168,10 +175,12 @@ class RunDirectory:
             self._lock = None
 
     def earlier_summary(self) -> Summary | None:
-        """How the session before ended; None where there was none."""
+        """How the session before ended; None where there was none, or its file is damaged."""
         try:
             return read_summary(self.path)
-        except FileNotFoundError:
+        except (FileNotFoundError, SummaryError) as error:
+            if isinstance(error, SummaryError):
+                _log.error("passed over: %s", error)
             return None
 
 
@@ -229,7 +238,12 @@ def read_address(run_dir: Path) -> ClusterAddress:
         return cluster
     if is_in_use(run_dir):
         raise RunDirectoryError(f"{run_dir} is starting: try again in a few seconds")
-    raise RunDirectoryError(
+    raise not_running(run_dir)
+
+
+def not_running(run_dir: Path) -> RunDirectoryError:
+    """What to do where nobody keeps a run."""
+    return RunDirectoryError(
         f"{run_dir} is not running now: `rl-cluster train CONFIG --resume --run {run_dir}` goes on "
         "with it"
     )

@@ -14,8 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rl_cluster.run_directory import is_in_use
+
 _log = logging.getLogger(__name__)
 WATCHDOG_S = 120
+IN_USE, RUN_FAILED = 2, 3
+"""Exit codes of a keeper after which another at once is no use: the next boot tries again."""
 
 
 class ServiceError(RuntimeError):
@@ -64,8 +68,10 @@ User={user}
 ExecStart={command}
 Restart=on-failure
 RestartSec=10
-# 0: the run is complete; 130: it was stopped by a person, everything saved.
+# 0: the run is complete; 130: it was stopped, everything saved.
 SuccessExitStatus=0 130
+# Another process keeps it; it failed by itself.
+RestartPreventExitStatus={IN_USE} {RUN_FAILED}
 KillMode=mixed
 TimeoutStopSec=60
 TimeoutStartSec=180
@@ -83,7 +89,7 @@ def unit_name(run_dir: Path) -> str:
 
 
 def install(run_dir: Path, user: str, root: Path = Path("/")) -> Path:
-    """Write, enable and start the unit of a run.
+    """Write and enable the unit of a run, and start it unless the run is live already.
 
     Args:
       run_dir: the run's directory.
@@ -106,7 +112,8 @@ def install(run_dir: Path, user: str, root: Path = Path("/")) -> Path:
         path.write_text(unit_text(run_dir, user), encoding="utf-8")
     except OSError as error:
         raise ServiceError(f"{path} cannot be written ({error.strerror}): use sudo") from error
-    for command in (["daemon-reload"], ["enable", "--now", path.name]):
+    now = [] if is_in_use(run_dir) else ["--now"]
+    for command in (["daemon-reload"], ["enable", *now, path.name]):
         done = subprocess.run(["systemctl", *command], capture_output=True, text=True)
         if done.returncode:
             said = done.stderr.strip() or f"exit code {done.returncode}"

@@ -17,7 +17,8 @@ class StopFlag:
     """Set by SIGINT or SIGTERM."""
 
     def __init__(self) -> None:
-        self._set = False
+        self.came: signal.Signals | None = None
+        """Which of them came first."""
 
     def install(self) -> None:
         """Let both signals wait; before the program has threads, which inherit this."""
@@ -26,11 +27,12 @@ class StopFlag:
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep until a signal comes or the time is over; return whether one has come."""
-        if not self._set:
+        if self.came is None:
             came = signal.sigtimedwait(_STOP_SIGNALS, timeout_s)
             # A process that was stopped (Ctrl-Z) and goes on gets a record that nobody filled in.
-            self._set = came is not None and came.si_signo in _STOP_SIGNALS
-        return self._set
+            if came is not None and came.si_signo in _STOP_SIGNALS:
+                self.came = signal.Signals(came.si_signo)
+        return self.came is not None
 
     def __bool__(self) -> bool:
         """Whether a signal has come."""

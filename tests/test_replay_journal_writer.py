@@ -66,30 +66,67 @@ def test_where_all_are_kept_a_full_disk_delays_blocks_and_loses_none(tmp_path: P
         made.close(5.0)
 
 
-def test_where_all_are_kept_a_pause_with_nothing_to_write_ends_with_the_next_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A journal looks for room when it is given a block, so somebody has to be let offer one."""
-    disk_fails = threading.Event()
-    disk_fails.set()
-    sync = os.fsync
+@pytest.fixture
+def failing_syncs(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """While it is set, the disk takes what is written and fails to sync it."""
+    fails, sync = threading.Event(), os.fsync
 
     def fsync(descriptor: int) -> None:
-        if disk_fails.is_set():
+        if fails.is_set():
             raise OSError(5, "Input/output error")
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
+    return fails
+
+
+def test_where_all_are_kept_what_could_not_be_synced_is_written_again_before_it_counts(
+    tmp_path: Path, failing_syncs: threading.Event
+) -> None:
+    """A kernel that failed to write a page counts it as clean: a second sync would say nothing."""
     limits = JournalLimits(1 << 40, 0, 40_000, retry_s=0.1)
     journal = Journal(JournalPlace(tmp_path, SCHEMA, None), limits)
     made = JournalWriter(journal, numbered_block, keeps_all=True)
     offer(made, range(1))
-    assert not made.flush(5.0) and made.status().state == "paused"
-    assert made.has_room
-    disk_fails.clear()
-    offer(made, range(1, 2))
-    assert made.flush(5.0) and made.status().state == "writing"
+    assert made.flush(5.0)
+    failing_syncs.set()
+    offer(made, range(1, 4))
+    assert not made.flush(1.0), "none of the three is known to be on disk"
+    assert [found.block_id for found in newest_first(list_segments(tmp_path)[:1])] == [0]
+    failing_syncs.clear()
+    offer(made, range(4, 5))
+    wait_until(lambda: made.flush(1.0))
+    assert ids_in(tmp_path) == [4, 3, 2, 1, 0]
+    assert made.status().state == "writing" and made.status().lacking == 0
     made.close(5.0)
+
+
+def test_where_all_are_kept_the_first_blocks_of_a_journal_are_written_again_too(
+    tmp_path: Path, failing_syncs: threading.Event
+) -> None:
+    failing_syncs.set()
+    limits = JournalLimits(1 << 40, 0, 40_000, retry_s=0.1)
+    journal = Journal(JournalPlace(tmp_path, SCHEMA, None), limits)
+    made = JournalWriter(journal, numbered_block, keeps_all=True)
+    offer(made, range(2))
+    assert not made.flush(1.0)
+    failing_syncs.clear()
+    wait_until(lambda: made.flush(1.0))
+    assert ids_in(tmp_path) == [1, 0]
+    made.close(5.0)
+
+
+def test_a_write_that_fails_leaves_what_was_written_before_it_synced(tmp_path: Path) -> None:
+    """The journal leaves that segment, and later syncs are of another."""
+    (tmp_path / "disk").mkdir()
+    with small_disk(tmp_path / "disk", 256) as disk:
+        limits = JournalLimits(1 << 40, 0, 1 << 20, retry_s=0.0)
+        journal = Journal(JournalPlace(disk / "replay", SCHEMA, None), limits)
+        assert journal.append(0, numbered_block(0))
+        fill(disk / "others", leave_pages=0)
+        assert not journal.append(1, numbered_block(1))
+        assert journal.is_synced and journal.take_back() == []
+        journal.close()
 
 
 def kinds(journal: JournalWriter) -> list[str]:

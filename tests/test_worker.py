@@ -12,7 +12,7 @@ import pytest
 
 from rl_cluster.cluster.worker import Worker, kill_process
 from rl_cluster.control import ProcessId
-from rl_cluster.supervision.health import Deadlines, Health
+from rl_cluster.supervision.health import Deadlines, Health, Phase
 
 DEADLINES = Deadlines(100.0, 10.0, 40.0)
 
@@ -47,13 +47,17 @@ def test_one_that_is_gone_is_no_error(child: subprocess.Popen[bytes]) -> None:
     kill_process(process)
 
 
+def says(worker: Worker, work: int, in_vain: bool = False, phase: Phase = "working") -> None:
+    said = Health(1, phase, 3 * work + 7, 10**8, 4711, 1, "boot", "node", None, in_vain, work)
+    worker._take(said, 0.0)
+
+
 def life(worker: Worker, *progress: int, in_vain: bool = False) -> int:
     """A life that said so much of itself; return the fruitless ones in a row after it."""
     for step in progress:
-        said = Health(1, "working", step, 10**8, 4711, 1, "boot", "node", None, in_vain)
-        worker._take(said, 0.0)
+        says(worker, step, in_vain)
     worker.fail(0.0, "boom")
-    worker._first_progress = None  # as when the place is filled anew
+    worker._first_work = None  # as when the place is filled anew
     return worker.record().fruitless
 
 
@@ -65,8 +69,16 @@ def test_a_life_that_gets_on_but_in_vain_is_fruitless() -> None:
     assert life(worker, 5, 6) == 0
 
 
-def says(worker: Worker, progress: int) -> None:
-    worker._take(Health(1, "working", progress, 10**8, 4711, 1, "boot", "node", None), 0.0)
+def test_a_life_that_only_started_or_was_only_called_is_fruitless() -> None:
+    worker = Worker("learner:A", "A", "learner", DEADLINES)
+    says(worker, 1, phase="starting")  # a look at the GPU's memory is a step, too
+    says(worker, 2, phase="starting")
+    worker.fail(0.0, "boom")
+    assert worker.record().fruitless == 1
+    for phase in ("waiting", "working"):
+        says(worker, 0, phase=phase)  # its phase changed, and its first step never came to an end
+    worker.fail(0.0, "boom")
+    assert worker.record().fruitless == 2
 
 
 def test_that_it_gets_on_again_is_told_once_and_counts_from_its_first_failure() -> None:
@@ -75,6 +87,7 @@ def test_that_it_gets_on_again_is_told_once_and_counts_from_its_first_failure() 
     says(worker, 2)
     assert worker.recovered_after_s(5.0) is None, "it had not failed"
     worker.fail(10.0, "boom")
+    worker._first_work = None  # as when the place is filled anew
     worker.fail(12.0, "boom again")
     says(worker, 1)
     assert worker.recovered_after_s(14.0) is None, "it is there, and has not done anything yet"

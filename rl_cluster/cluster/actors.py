@@ -67,6 +67,12 @@ def is_here(ref: Ref) -> bool:
     return bool(ready)
 
 
+def not_here(refs: list[Ref], timeout_s: float) -> list[Ref]:
+    """Wait until all can be read or the time is over; those that still cannot."""
+    _, missing = ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
+    return missing
+
+
 def read(ref: Ref, timeout_s: float) -> Any:
     """The value of a reference.
 

@@ -15,7 +15,7 @@ import numpy as np
 from ray.exceptions import RayError
 
 from rl_cluster.cluster import names
-from rl_cluster.cluster.actors import Actor, Ref, cause_of, read, spawn
+from rl_cluster.cluster.actors import Actor, Ref, cause_of, not_here, read, spawn
 from rl_cluster.cluster.messages import StopReport
 from rl_cluster.cluster.placement import RolloutPlaces, at_home
 from rl_cluster.cluster.task_group import TaskGroup
@@ -37,6 +37,7 @@ from rl_cluster.supervision.plan import (
 from rl_cluster.supervision.recurrence import Recurrence
 
 _log = logging.getLogger(__name__)
+_BEAT_S = 1.0
 
 Say = Callable[..., None]
 """Writes an incident: task, worker, kind, cause, action, detail."""
@@ -132,12 +133,21 @@ class Crew:
             self._say("rollout_moved", cause, "made anew there", rollouts[name])
             rollouts[name].empty()
 
-    def save(self, tasks: list[str], timeout_s: float) -> None:
-        """Let learners save and leave their loops; one that cannot keeps its last checkpoint."""
+    def save(self, tasks: list[str], timeout_s: float, beat: Callable[[], None]) -> None:
+        """Let learners save and leave their loops; one that cannot keeps its last checkpoint.
+
+        Args:
+          timeout_s: for all of them.
+          beat: called while they save, since whoever waits has not died.
+        """
         calls = {task: self.groups[task].save() for task in tasks}
         deadline_s = time.monotonic() + timeout_s
+        waiting = [ref for refs in calls.values() for ref in refs]
+        while waiting and time.monotonic() < deadline_s:
+            beat()
+            waiting = not_here(waiting, _BEAT_S)
         for task, refs in calls.items():
-            self._hear(self.groups[task], refs, deadline_s)
+            self._hear(self.groups[task], refs, time.monotonic())
 
     def _retire(self, group: TaskGroup, now_s: float) -> None:
         refs = group.leave(now_s)

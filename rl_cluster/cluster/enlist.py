@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,16 @@ import ray
 from ray.exceptions import RayError
 from ray.util import list_named_actors
 
-from rl_cluster.algorithm import checkpoint_schema
-from rl_cluster.checkpoint import CheckpointError, CheckpointStore
+from rl_cluster.checkpoint import CheckpointError
 from rl_cluster.cluster import names, runtime
 from rl_cluster.cluster.actors import Actor, cause_of, read
 from rl_cluster.cluster.placement import at_home, home_resource, live_nodes
-from rl_cluster.cluster.run_plan import RunPlan
+from rl_cluster.cluster.run_plan import RunPlan, plan_of
 from rl_cluster.cluster.supervisor_actor import SupervisorActor
 from rl_cluster.config import ConfigError
 from rl_cluster.config_file import load
 from rl_cluster.control import REFUSED, Control
-from rl_cluster.preparation import PreparedRun, prepare, with_added
+from rl_cluster.preparation import prepare, with_added
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, read_cluster
 from rl_cluster.supervision.admission import AdmissionError
 
@@ -73,7 +71,7 @@ def enlist(run_dir: Path) -> int:
         wishes = control.read("wishes") or {}
         config = with_added(load(run_dir / "config.yaml"), wishes.get("added", {}))
         prepared = prepare(config)
-        plan = _plan(prepared, RunDirectory(run_dir))
+        plan = plan_of(prepared, run_dir)
         cluster = _join_cluster(run_dir)
         if not cluster.daemons:
             _check_store(prepared.admission.object_store_bytes)
@@ -166,30 +164,6 @@ def _join_cluster(run_dir: Path) -> ClusterAddress:
         cluster = ClusterAddress(address, cluster.namespace, ())
         RunDirectory(run_dir).write_address(cluster)
     return cluster
-
-
-def _plan(prepared: PreparedRun, directory: RunDirectory) -> RunPlan:
-    config = prepared.effective.config
-    return RunPlan(
-        name=directory.name,
-        run_dir=directory.path,
-        effective=prepared.effective,
-        specs=prepared.specs,
-        tracker_ids={
-            task: _tracker_id(directory, task, checkpoint_schema(config.tasks[task], spec))
-            for task, spec in prepared.specs.items()
-        },
-        machine=prepared.machine,
-        most_games=prepared.most_games,
-        object_store_bytes=prepared.store_capacity_bytes,
-    )
-
-
-def _tracker_id(directory: RunDirectory, task: str, schema: dict[str, Any]) -> str:
-    """The identity at trackers that the newest checkpoint holds, or a new one."""
-    store = CheckpointStore(directory.path / task / "checkpoints", keep=1)
-    loaded = store.load_latest(schema)
-    return str(loaded.checkpoint.state["tracker_id"]) if loaded else uuid.uuid4().hex[:12]
 
 
 if __name__ == "__main__":

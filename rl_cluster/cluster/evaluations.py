@@ -1,7 +1,7 @@
 """What evaluating actors share: the checkpoint they ask the learner for, and what becomes of it.
 
 Invariant: an evaluation is written down under the fence of its writer, and the learner keeps the
-checkpoint that earned the best one.
+checkpoint that earned the best one: no other is asked for before the learner has that one safe.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -26,8 +27,11 @@ from rl_cluster.evaluation import (
     read_evaluations,
 )
 from rl_cluster.fence import Fence
+from rl_cluster.telemetry.jsonl import put_aside
 
 _LEARNER_TIMEOUT_S = 60.0
+
+_Answer = TypeVar("_Answer")
 
 
 class EvaluationError(ArithmeticError):
@@ -44,14 +48,25 @@ class Evaluations:
     def __init__(self, task: str, task_dir: Path, fence: Fence, vitals: Vitals) -> None:
         self._task, self._path = task, task_dir / "evaluations.jsonl"
         self._fence, self._vitals = fence, vitals
-        earlier = read_evaluations(self._path)
+        self._notices: list[dict[str, str]] = []
+        earlier = self._earlier()
         self.newest = earlier[-1] if earlier else None
         self.best = _best_of(earlier)
-        self._notices: list[dict[str, str]] = []
+        self._untold: Best | None = None
+
+    def _earlier(self) -> list[Evaluation]:
+        try:
+            return read_evaluations(self._path)
+        except ValueError as error:
+            cause = f"{error}; the file was put aside as {put_aside(self._path).name}"
+            self.say("file_damaged", cause, "the learner still knows the best")
+            return []
 
     def candidate(self) -> Candidate | None:
         """A checkpoint to evaluate; None while there is no learner to ask."""
         with self._vitals.phase("waiting"):
+            if not self._has_told_the_best():
+                return None  # the next candidate would take this one's place on disk
             return self._with_learner(
                 lambda learner: read(learner.candidate.remote(), _LEARNER_TIMEOUT_S)
             )
@@ -72,7 +87,10 @@ class Evaluations:
         best = max(known, key=lambda b: b.mean_return, default=None)
         improved = improves(best, evaluation)
         self.best = Best(evaluation.mean_return, candidate.step) if improved else best
-        self._tell_learner(candidate.step, self.best if improved else None)
+        if improved:
+            self._untold = self.best
+            with self._vitals.phase("waiting"):
+                self._has_told_the_best()
         self._warn_if_worse_than_random(evaluation)
         self.newest = evaluation
         with self._vitals.phase("saving"), self._fence.hold():
@@ -98,13 +116,16 @@ class Evaluations:
             )
             self.say("worse_than_random", cause, "training goes on")
 
-    def _tell_learner(self, step: int, best: Best | None) -> None:
-        with self._vitals.phase("waiting"):
-            self._with_learner(
-                lambda learner: read(learner.evaluated.remote(step, best), _LEARNER_TIMEOUT_S)
-            )
+    def _has_told_the_best(self) -> bool:
+        """Whether the learner keeps the best; a new one is told what the last one missed."""
+        best = self._untold
+        if best is not None and self._with_learner(
+            lambda learner: bool(read(learner.take_best.remote(best), _LEARNER_TIMEOUT_S))
+        ):
+            self._untold = None
+        return self._untold is None
 
-    def _with_learner(self, call: Callable[[Actor], Candidate | None]) -> Candidate | None:
+    def _with_learner(self, call: Callable[[Actor], _Answer]) -> _Answer | None:
         try:
             return call(ray.get_actor(learner_name(self._task)))
         except (ValueError, RayError) as error:  # ValueError: no actor of that name now

@@ -13,11 +13,14 @@ import argparse
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rl_cluster.cluster import runtime
 from rl_cluster.cluster.cluster_guard import ClusterGuard
@@ -25,7 +28,7 @@ from rl_cluster.config_file import load
 from rl_cluster.control import REFUSED, RUN_MARK, Control, PulseReader
 from rl_cluster.orphan import launch_orphan
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, RunDirectoryError, read_cluster
-from rl_cluster.service import Notifier
+from rl_cluster.service import IN_USE, RUN_FAILED, Notifier
 from rl_cluster.signals import StopFlag
 from rl_cluster.supervision.health import Watch
 from rl_cluster.supervision.spacing import Spacing
@@ -51,8 +54,8 @@ _ENLIST = (sys.executable, "-m", "rl_cluster.cluster.enlist")
 class Keeper:
     """Keeps one run until it is over."""
 
-    def __init__(self, directory: RunDirectory, stop: StopFlag) -> None:
-        self._directory, self._stop = directory, stop
+    def __init__(self, directory: RunDirectory, stop: StopFlag, systemd: Notifier) -> None:
+        self._directory, self._stop, self._systemd = directory, stop, systemd
         self._control = Control(directory.path)
         self._watch = Watch(longest_tick_s=2.0)
         self._supervisor = PulseReader(self._control, "supervisor", 0.0)
@@ -65,7 +68,6 @@ class Keeper:
         self._restarts, self._vain_restarts = 0, 0
         """Since the supervisor last lived: all, and those that a full disk does not explain."""
         self._recycling, self._recycle_put_off = Spacing(*_RECYCLING_S), False
-        self._systemd = Notifier()
 
     def run(self, adopt: bool) -> int:
         """Keep the run; return the exit code of its end.
@@ -87,13 +89,13 @@ class Keeper:
         if left:
             _log.error("processes that do not die: %s", left)
         self._directory.release()
-        return {"completed": 0, "interrupted": 130}.get(state, 1)
+        return {"completed": 0, "interrupted": 130}.get(state, RUN_FAILED)
 
     def _keep(self) -> tuple[RunState, str | None]:
         """Look, and look again, until the run is over; say how it ended."""
         while True:
             if self._stop.wait(_LOOK_S):
-                self._control.request("stop")
+                self._ask_to_stop()
             now_s = self._watch.look(time.monotonic())
             self._control.beat("keeper")
             if (end := self._control.read("end")) is not None:
@@ -108,6 +110,13 @@ class Keeper:
                 if self._vain_restarts >= _MAX_VAIN_RESTARTS:
                     return "failed", f"{self._vain_restarts} restarts in vain: {cause}"
                 self._restart_after_a_while(cause)
+
+    def _ask_to_stop(self) -> None:
+        """Pass a signal on: SIGTERM comes from a host that shuts down, or from its systemd."""
+        if not self._control.requested("stop"):
+            if self._stop.came == signal.SIGTERM:
+                self._control.request("leave")
+            self._control.request("stop")
 
     def _may_recycle(self, now_s: float) -> bool:
         """Whether a new cluster may be made because it was asked for; says so once, where not."""
@@ -314,29 +323,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lock-fd", type=int)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    stop = StopFlag()
+    stop, systemd = StopFlag(), Notifier()
     stop.install()
     directory = RunDirectory(arguments.run, arguments.lock_fd)
-    if arguments.lock_fd is None:
-        control = Control(directory.path)
-        ended = control.read("ended")
-        over = ended is not None and ended["state"] != "failed"
-        if control.read("session") is None or over:
-            _log.info("%s is no run that was cut off: nothing to keep", directory.path)
-            return 0
-        try:
-            directory.take_lock()
-        except RunDirectoryError as error:
-            _log.info("%s", error)
-            return 2
-        if ended is not None:
-            control.forget("end")
-            control.forget("ended")
+    if arguments.lock_fd is None and (code := _take_up(directory)) is not None:
+        systemd.ready()  # one that ends without would be started again
+        return code
     try:
         directory.sign()
     except OSError as error:
         _log.error("the lock is held, and not signed: %s", error)
-    return Keeper(directory, stop).run(adopt=arguments.lock_fd is None)
+    return Keeper(directory, stop, systemd).run(adopt=arguments.lock_fd is None)
+
+
+def _take_up(directory: RunDirectory) -> int | None:
+    """Take a run that was cut off; the exit code where there is none, or another keeps it."""
+    control = Control(directory.path)
+    ended, session = control.read("ended"), control.read("session")
+    over = ended is not None and ended["state"] != "failed" and not control.requested("leave")
+    if session is None or over:
+        damage = None if session is not None else control.put_aside("session")
+        _log.info("%s: %s", directory.path, damage or "no run that was cut off: nothing to keep")
+        return 0 if damage is None else RUN_FAILED
+    try:
+        directory.take_lock()
+    except RunDirectoryError as error:
+        _log.info("%s", error)
+        return IN_USE
+    cluster = read_cluster(directory.path)
+    if control.requested("leave") and (cluster is None or not cluster.alive):
+        control.clear("stop")
+        control.clear("leave")
+    if ended is not None:
+        control.forget("end")
+        control.forget("ended")
+        if ended["state"] == "failed":
+            _try_all_again(directory, control, session)
+    return None
+
+
+def _try_all_again(directory: RunDirectory, control: Control, session: dict[str, Any]) -> None:
+    """Begin a session, in which nothing counts as given up."""
+    summary = directory.earlier_summary()
+    wall_s = summary["wall_s"] if summary else session["wall_before_s"]
+    control.write("session", session | {"id": uuid.uuid4().hex, "wall_before_s": wall_s})
 
 
 if __name__ == "__main__":

@@ -151,9 +151,9 @@ class LearnerActor:
         """Save now and keep that checkpoint until it is evaluated."""
         return self._between_steps(self._save_candidate)
 
-    def evaluated(self, step: int, best: Best | None) -> None:
-        """Hear of an evaluation; `best` is given where checkpoint `step` is the new best."""
-        self._between_steps(lambda: self._take_evaluation(step, best))
+    def take_best(self, best: Best) -> bool:
+        """Keep the best checkpoint; False: it has to be asked for again."""
+        return self._between_steps(lambda: self._saves.take_best(best))
 
     def stop(self, save_again_s: float = 0.0) -> StopReport:
         """Save and leave the loop; what is published stays.
@@ -283,10 +283,6 @@ class LearnerActor:
         if path is None:
             return None
         return self._saves.candidate(path, self._learner.counters.updates)
-
-    def _take_evaluation(self, step: int, best: Best | None) -> None:
-        if best is not None:
-            self._saves.take_best(step, best)
 
     def _newest_replay_state(self) -> ReplayState | None:
         """The replay's state, or the last one known where it does not answer in time."""

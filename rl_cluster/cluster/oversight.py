@@ -30,19 +30,13 @@ from rl_cluster.levers import apply_all
 from rl_cluster.load_control import LoadControl
 from rl_cluster.others_cpu import marked_with
 from rl_cluster.preparation import at_load, is_live_change
+from rl_cluster.run_directory import RunDirectory
 from rl_cluster.supervision.health import Deadlines, Watch
 from rl_cluster.supervision.load import Load
 from rl_cluster.supervision.plan import RestartRule
 from rl_cluster.supervision.tiers import CUSTOM
 from rl_cluster.supervision.wishes import Wishes
-from rl_cluster.telemetry.summary import (
-    RunState,
-    Summary,
-    SummaryError,
-    TaskSummary,
-    Tier,
-    read_summary,
-)
+from rl_cluster.telemetry.summary import RunState, Summary, Tier
 
 _log = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -64,6 +58,7 @@ class Oversight:
         self._node = NodeGuard(self.control, self.hub)
         self._tracker = TrackerGuard(run.run_dir, self.control, self.hub, config.telemetry.wandb)
         self.wishes = self._known_wishes()
+        run.take_in(self.wishes.added)  # Ray makes a supervisor again from its first arguments
         self._changed: dict[str, TaskConfig] = {}
         """What `requested` has worked out."""
         self._figures = RunReport(run.name, config.max_seconds, self.hub)
@@ -100,8 +95,10 @@ class Oversight:
             self.wishes.tier,
             state.get("load") if same_session else None,
         )
+        self._say_damage(self.load.damage)
         self.crew = Crew(rule, deadlines, config.seed, sayer(self.hub), config.cluster)
-        earlier = self._earlier_tasks()
+        summary = RunDirectory(self.plan.run_dir).earlier_summary()
+        earlier = summary["tasks"] if summary else {}
         self.reports: dict[str, TaskReport] = {}
         for task in config.tasks:
             group = self.crew.groups[task] = self.group(task)
@@ -111,12 +108,10 @@ class Oversight:
             self.crew.restore(state["workers"], 0.0, config.tasks if same_cluster else ())
             for task, ended in state["ended"].items():
                 self.reports[task].end(*ended)
-
-    def _earlier_tasks(self) -> dict[str, TaskSummary]:
-        try:
-            return read_summary(self.plan.run_dir)["tasks"]
-        except (FileNotFoundError, SummaryError):
-            return {}
+        else:
+            self.wishes.try_all_again()
+        for task in self.wishes.parked.keys() & self.reports.keys():
+            self.reports[task].end("failed", self.wishes.parked[task])
 
     def tick(self) -> None:
         """Look once, and do what follows from it."""
@@ -189,7 +184,7 @@ class Oversight:
             self.hub.incident(park.task, None, "task_parked", park.reason, "the others go on")
         self.wishes.given_up |= {gift.worker for gift in gifts}
         if parks or gifts or not self._wishes_kept:
-            self._wishes_kept = self._has_written("wishes", self.wishes.to_record())
+            self._wishes_kept = self.control.has_written("wishes", self.wishes.to_record())
         self._apply_pauses()
 
     def _with_room(self, tasks: frozenset[str]) -> frozenset[str]:
@@ -292,23 +287,14 @@ class Oversight:
         self.hub.close()
         self._tracker.finish(hurried)
         self.load.end()
-        while not self._has_written("end", {"state": state, "reason": reason}):
+        while not self.control.has_written("end", {"state": state, "reason": reason}):
             self.control.beat("supervisor")
             time.sleep(TICK_S)
         for group in self.crew.groups.values():
             group.stop()
 
-    def _has_written(self, name: str, content: dict[str, Any]) -> bool:
-        """Whether a control file could be replaced; a full disk is named, and stops nothing."""
-        try:
-            self.control.write(name, content)
-        except OSError as error:
-            _log.error("%s not written: %s", name, error)
-            return False
-        return True
-
     def _save(self, tasks: list[str], timeout_s: float) -> None:
-        self.crew.save(tasks, timeout_s)
+        self.crew.save(tasks, timeout_s, lambda: self.control.beat("supervisor"))
         for task in tasks:
             self.reports[task].refresh(self._watch.look(time.monotonic()))
 
@@ -381,12 +367,22 @@ class Oversight:
 
     def _known_wishes(self) -> Wishes:
         record = self.control.read("wishes")
-        return Wishes(self.plan.config.load.tier) if record is None else Wishes.from_record(record)
+        try:
+            if record is not None:
+                return Wishes.from_record(record)
+        except ValueError as error:
+            _log.error("wishes.json: %s", error)
+        self._say_damage(self.control.put_aside("wishes"))
+        return Wishes(self.plan.config.load.tier)
+
+    def _say_damage(self, damage: str | None) -> None:
+        if damage is not None:
+            self.hub.incident(None, None, "file_damaged", damage, "the run goes on without it")
 
     def _keep_state(self, now_s: float) -> None:
         session = self.control.read("session") or {}
         ended = {t: (r.ended, r.failure) for t, r in self.reports.items() if r.ended}
-        self._has_written(
+        self.control.has_written(
             "supervisor_state",
             {
                 "session": session.get("id"),

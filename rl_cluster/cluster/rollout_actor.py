@@ -6,6 +6,7 @@ when it has arrived.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from typing import Any
@@ -114,8 +115,11 @@ class RolloutActor:
         self._inbox = inbox = WeightsInbox(weights, task)
         self._node_id = node_id()
 
+        steps_begun = itertools.count()
+
         def newer_weights() -> tuple[int, np.ndarray] | None:
-            self._vitals.progress()  # asked before every step
+            if next(steps_begun):  # asked before every step, so the one before is done
+                self._vitals.progress()
             return inbox()
 
         rng = np.random.default_rng(action_seed)

@@ -1,17 +1,28 @@
 """What a supervisor is made from; Ray makes it again from the same.
 
-Invariant: nothing in here changes but by tasks that join while the run is live.
+Invariant: nothing in here changes but by tasks that join while the run is live. A supervisor that
+Ray makes again takes those in from what the run's directory says (`take_in`).
 """
 
 from __future__ import annotations
 
+import logging
+import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from rl_cluster.algorithm import checkpoint_schema, specify
+from rl_cluster.checkpoint import CheckpointError, CheckpointStore
 from rl_cluster.config import RunConfig
+from rl_cluster.config_file import from_mapping
 from rl_cluster.effective import EffectiveConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.machine import Machine
+from rl_cluster.preparation import PreparedRun
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,3 +44,58 @@ class RunPlan:
     def config(self) -> RunConfig:
         """Effective configuration."""
         return self.effective.config
+
+    def take_in(self, added: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take in the tasks that joined since the plan was made, from their settings."""
+        for task, settings in added.items():
+            if task not in self.config.tasks:
+                config = from_mapping({"tasks": {task: settings}}).tasks[task]
+                spec = specify(config)
+                try:
+                    tracker_id = _tracker_id(self.run_dir / task, checkpoint_schema(config, spec))
+                except CheckpointError as error:
+                    tracker_id = _left_to_its_learner(task, error)
+                self.config.tasks[task], self.specs[task] = config, spec
+                self.tracker_ids[task] = tracker_id
+
+
+def plan_of(prepared: PreparedRun, run_dir: Path) -> RunPlan:
+    """The plan of a run that may start, in its directory.
+
+    A task whose checkpoints are refused is left to its learner, which fails, and is parked with
+    the reason while the others go on.
+
+    Raises:
+      CheckpointError: those of every task are refused.
+    """
+    config, tracker_ids, refused = prepared.effective.config, {}, []
+    for task, spec in prepared.specs.items():
+        try:
+            schema = checkpoint_schema(config.tasks[task], spec)
+            tracker_ids[task] = _tracker_id(run_dir / task, schema)
+        except CheckpointError as error:
+            refused.append(error)
+            tracker_ids[task] = _left_to_its_learner(task, error)
+    if len(refused) == len(tracker_ids):
+        raise refused[0]
+    return RunPlan(
+        name=run_dir.name,
+        run_dir=run_dir,
+        effective=prepared.effective,
+        specs=prepared.specs,
+        tracker_ids=tracker_ids,
+        machine=prepared.machine,
+        most_games=prepared.most_games,
+        object_store_bytes=prepared.store_capacity_bytes,
+    )
+
+
+def _left_to_its_learner(task: str, error: CheckpointError) -> str:
+    _log.error("%s: %s", task, error)
+    return uuid.uuid4().hex[:12]
+
+
+def _tracker_id(task_dir: Path, schema: dict[str, Any]) -> str:
+    """The identity at trackers that the newest checkpoint holds, or a new one."""
+    loaded = CheckpointStore(task_dir / "checkpoints", keep=1).load_latest(schema)
+    return str(loaded.checkpoint.state["tracker_id"]) if loaded else uuid.uuid4().hex[:12]

@@ -116,12 +116,23 @@ class TaskSaves:
         self._store.mark_candidate(step)
         return Candidate(str(path), step, self.best)
 
-    def take_best(self, step: int, best: Best) -> None:
-        """Keep the checkpoint of `step` until another is better."""
-        path = self._store.mark_best(step)
+    def take_best(self, best: Best) -> bool:
+        """Keep the checkpoint that earned it until another is better.
+
+        Returns:
+          Whether that is settled; False: the disk refused, so it has to be asked for again.
+        """
+        try:
+            path = self._store.mark_best(best.step)
+        except CheckpointError as error:
+            is_gone = not isinstance(error.__cause__, OSError)
+            action = "the best one before stands" if is_gone else "tried again"
+            self._notices.append(notice("best_not_kept", str(error), action))
+            return is_gone
         self.best = best
         if self._uploader is not None:
             self._uploader.offer_best(path)
+        return True
 
     def take_notices(self) -> list[dict[str, str]]:
         """Incidents since the last call."""

@@ -18,7 +18,7 @@ from rl_cluster.cluster.keeper import launch
 from rl_cluster.config import RunConfig
 from rl_cluster.control import Control
 from rl_cluster.preparation import PreparedRun, prepare, with_added
-from rl_cluster.run_directory import RunDirectory, is_in_use, read_address
+from rl_cluster.run_directory import RunDirectory, is_in_use, not_running
 from rl_cluster.signals import StopFlag
 from rl_cluster.telemetry.summary import Summary, read_summary
 
@@ -56,7 +56,7 @@ def start(requested: RunConfig, prepared: PreparedRun, directory: RunDirectory) 
       directory: taken by the caller.
     """
     control = Control(directory.path)
-    for old in ("stop", "recycled"):
+    for old in ("stop", "leave", "recycled"):
         control.clear(old)
     for old in ("end", "ended", "enlist", "keeper"):
         control.forget(old)
@@ -124,15 +124,17 @@ def _last_summary(directory: RunDirectory, control: Control) -> Summary:
 
 
 def stop_run(run_dir: Path) -> None:
-    """Let a run save everything and end; return when it is over.
+    """Let a run save everything and end; return when it is over; one that is starting, too.
 
     One whose keeper and supervisor are both gone, or do not get on, is ended as it is.
 
     Raises:
       RunDirectoryError: it is not running.
     """
-    read_address(run_dir)
+    if not is_in_use(run_dir):
+        raise not_running(run_dir)
     control = Control(run_dir.absolute())
+    control.clear("leave")
     control.request("stop")
     deadline_s = time.monotonic() + _HEIR_S
     while is_in_use(run_dir):

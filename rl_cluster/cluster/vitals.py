@@ -31,7 +31,7 @@ class Vitals:
     def __init__(self, epoch: int, phase: Phase) -> None:
         self.epoch = epoch
         self._phase: Phase = phase
-        self._progress = 0
+        self._progress, self._work = 0, 0
         self._failure: str | None = None
         self.in_vain = False
         """What the work has done so far came to nothing."""
@@ -42,6 +42,7 @@ class Vitals:
     def progress(self) -> None:
         """Note that the work got on by a step."""
         self._progress += 1
+        self._work += 1
 
     @contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
@@ -97,4 +98,5 @@ class Vitals:
             node_id=node_id(),
             failure=self._failure,
             in_vain=self.in_vain,
+            work=self._work,
         )

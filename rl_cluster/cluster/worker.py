@@ -64,7 +64,7 @@ class Worker:
         self._failures_s: list[float] = []
         self._cause, self._fruitless = "", 0
         self._down_s: float | None = None
-        self._first_progress: int | None = None
+        self._first_work: int | None = None
         self._line: RunQueue | None = None
 
     @property
@@ -80,7 +80,7 @@ class Worker:
     def fill(self, actor: Actor, now_s: float) -> None:
         """Take an actor of `epoch`: a new one, or one that an earlier supervisor started."""
         self.actor = actor
-        self.status, self._first_progress = None, None
+        self.status, self._first_work = None, None
         self._asked.clear()
         self._seen = Observation(None, now_s, now_s)
 
@@ -164,9 +164,9 @@ class Worker:
     @property
     def _was_fruitful(self) -> bool:
         health = self._seen.health
-        if health is None or health.in_vain:
+        if health is None or health.in_vain or self._first_work is None:
             return False
-        return health.progress > (self._first_progress or 0)
+        return health.work > self._first_work
 
     def _starved_s(self, now_s: float) -> float:
         """Seconds that it stood in line for a processor since it is in doubt, where known."""
@@ -179,8 +179,8 @@ class Worker:
         return 0.0 if self._line is None else self._line.waited_s()
 
     def _take(self, health: Health, now_s: float) -> None:
-        if self._first_progress is None and health.phase != "starting":
-            self._first_progress = health.progress
+        if self._first_work is None and health.phase != "starting":
+            self._first_work = health.work
         self._seen = self._seen.after(health, now_s)
 
     def _ask_status(self) -> tuple[Notice, ...]:

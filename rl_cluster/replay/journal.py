@@ -2,7 +2,9 @@
 
 Invariants: a crash at any point leaves every sealed segment whole and the open one readable up to
 its last whole record. No error of a disk leaves `append`: the journal pauses, says so once, skips
-blocks, and goes on when there is room; after a failed write nothing of the torn record remains. A
+blocks, and goes on when there is room; after a failed write nothing of the torn record remains.
+What a failed sync leaves unsure can be taken back and appended again; no sync is tried twice, since
+the second would say that all is well (the kernel counts pages that it failed to write as clean). A
 writer appends only to a segment that it made itself, under ids above all that were ever written.
 
 There is no manifest: names carry the first id, and block n is live while n is above the newest id
@@ -28,12 +30,14 @@ from rl_cluster.replay.journal_segments import (
     SEGMENT_IDS,
     RefusedRecord,
     RestoredBlock,
+    free_bytes,
     list_segments,
     messages_in,
     newest_first,
     newest_schema,
     next_block_id,
     segment_name,
+    sync_directory,
 )
 
 SEGMENT_BYTES = 16 << 20
@@ -95,6 +99,7 @@ class _Held:
     path: Path
     first_id: int
     nbytes: int
+    synced_bytes: int = 0
 
 
 class Journal:
@@ -132,7 +137,9 @@ class Journal:
         self._last_id = self._skipped_id = -1
         self.nbytes = sum(held.nbytes for held in self._held)
         """Of all segments."""
-        self._dirty, self._new_name = False, False
+        self._new_name = False
+        self._unsynced: list[int] = []
+        self._unsure: list[int] = []
         self._flushed_s = self._tried_s = clock()
         self._trimmed, self._lacking_before = False, 0
         self._notices: deque[JournalNotice] = deque()
@@ -178,6 +185,7 @@ class Journal:
             self._pause(error)
             return self._skip(block_id, again)
         self.lacking, self._skipped_id = self.lacking - again, -1
+        self._unsynced.append(block_id)
         self._go_on()
         self._seal_if_full()
         return True
@@ -189,21 +197,37 @@ class Journal:
     def flush(self) -> None:
         """Return when all that was appended is on disk, or the journal pauses."""
         self._flushed_s = self._clock()
-        if self._file is None or not self._dirty:
-            return
-        try:
-            os.fsync(self._file)
-            if self._new_name:
-                _sync(self._directory)
-        except OSError as error:
-            self._pause(error)
-            return
-        self._dirty = self._new_name = False
+        if self._unsynced:
+            try:
+                self._sync_open()
+            except OSError as error:
+                self._pause(error)
 
     def flush_if_due(self) -> None:
         """`flush` where the last one is longer ago than `flush_s`."""
         if self._clock() - self._flushed_s >= self._limits.flush_s:
             self.flush()
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether all that was appended is on disk."""
+        return not self._unsynced and not self._unsure
+
+    def take_back(self) -> list[int]:
+        """Cut off the blocks that a failed sync leaves unsure, to be appended again in this order.
+
+        Call it before the next `append`, or not at all: they may well be on disk.
+        """
+        unsure, self._unsure = self._unsure, []
+        if unsure:
+            held = self._held[-1]
+            with contextlib.suppress(OSError), self._hold():
+                os.truncate(held.path, held.synced_bytes)
+            self.nbytes -= held.nbytes - held.synced_bytes
+            held.nbytes = held.synced_bytes
+            self._forget_empty()
+            self.next_block_id, self._skipped_id = unsure[0], -1
+        return unsure
 
     def discard(self, below: int) -> None:
         """Remove segments all of whose blocks have smaller ids."""
@@ -247,7 +271,6 @@ class Journal:
         """All of it or nothing."""
         assert self._file is not None
         held, rest = self._held[-1], memoryview(record)
-        self._dirty = True
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
@@ -271,32 +294,39 @@ class Journal:
         held = self._held[-1]
         with self._hold():
             self._write_whole(end_mark(self._last_id))
-        os.fsync(self._file)
+        self._sync_open()
         sealed = self._directory / segment_name(held.first_id, self._life, sealed=True)
         with self._hold():
             os.rename(held.path, sealed)
         held.path = sealed
         self._let_go()
-        _sync(self._directory)
+        sync_directory(self._directory)
+
+    def _sync_open(self) -> None:
+        """Return when the open segment and its name are on disk."""
+        assert self._file is not None
+        unsynced, self._unsynced = self._unsynced, []
+        try:
+            os.fsync(self._file)
+            if self._new_name:
+                sync_directory(self._directory)
+        except OSError:
+            self._unsure = unsynced
+            raise
+        self._held[-1].synced_bytes, self._new_name = self._held[-1].nbytes, False
 
     def _let_go(self) -> None:
         """Close the open segment; what is in it stays readable."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 os.close(self._file)
-        self._file, self._dirty = None, False
+        self._file = None
 
     def _check_room(self, needed_bytes: int) -> None:
-        free_bytes = self._free_bytes()
-        if free_bytes < self._limits.reserve_bytes + needed_bytes:
-            raise OSError(
-                errno.ENOSPC,
-                f"{free_bytes:,} bytes are free, {self._limits.reserve_bytes:,} are left to others",
-            )
-
-    def _free_bytes(self) -> int:
-        disk = os.statvfs(self._directory)
-        return disk.f_bavail * disk.f_frsize
+        free, reserve = free_bytes(self._directory), self._limits.reserve_bytes
+        if free < reserve + needed_bytes:
+            text = f"{free:,} bytes are free, {reserve:,} are left to others"
+            raise OSError(errno.ENOSPC, text)
 
     def _may_try_again(self) -> bool:
         """Whether some time has passed and there is room for a whole segment."""
@@ -305,22 +335,29 @@ class Journal:
             return False
         self._tried_s = now_s
         try:
-            return self._free_bytes() >= self._limits.reserve_bytes + self._segment_bytes
+            return free_bytes(self._directory) >= self._limits.reserve_bytes + self._segment_bytes
         except OSError:
             return False
 
     def _pause(self, error: OSError) -> None:
-        """Leave the open segment, whose state on disk is unsure, and skip blocks from now on."""
+        """Leave the open segment, whose end may be torn, and skip blocks from now on."""
+        if self._file is not None and self._unsynced:
+            with contextlib.suppress(OSError):
+                self._sync_open()
         self._let_go()
-        if self._held and self._held[-1].nbytes == 0:
-            with contextlib.suppress(OSError), self._hold():
-                self._held.pop().path.unlink(missing_ok=True)
+        self._forget_empty()
         self._tried_s = self._clock()
         if not self.paused:
             self.paused, self._lacking_before = True, self.lacking
             action = "training goes on; blocks are skipped until there is room"
             cause = f"{self._directory}: {error.strerror or error}"
             self._notices.append(JournalNotice("journal_paused", cause, action))
+
+    def _forget_empty(self) -> None:
+        """An empty segment's name would be in the way of the next one."""
+        if self._held and self._held[-1].nbytes == 0:
+            with contextlib.suppress(OSError), self._hold():
+                self._held.pop().path.unlink(missing_ok=True)
 
     def _go_on(self) -> None:
         if self.paused:
@@ -359,12 +396,3 @@ def _check_schema(directory: Path, found: str | None, expected: str) -> None:
             f"the journal in {directory} holds {found}; this task has {expected}: resume it with "
             "the configuration it was written with, or move that directory away"
         )
-
-
-def _sync(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

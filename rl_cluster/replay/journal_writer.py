@@ -72,6 +72,8 @@ class JournalWriter:
         self._keeps_all = keeps_all
         self._changed = threading.Condition()
         self._waiting: deque[_Waiting | threading.Event] = deque()
+        self._written: list[_Waiting] = []
+        """Where all are kept: what is not known to be on disk yet."""
         self._waiting_bytes, self._below = 0, 0
         self._skipped, self._behind = 0, False
         self._gone, self._closed, self._failed = 0, False, False
@@ -177,24 +179,45 @@ class JournalWriter:
                 if item is None and self._closed:
                     break
             if isinstance(item, threading.Event):
-                self._journal.flush()
+                self._flush()
                 item.set()
             elif item is not None:
                 self._write(item)
             self._journal.flush_if_due()
+            self._settle()
             self._journal.discard(self._below)
             del item  # or an evicted block stays where it lies until the next one comes
         self._journal.close()
 
-    def _write(self, item: _Waiting) -> None:
+    def _flush(self) -> None:
+        self._journal.flush()
+        self._settle()
+        while self._keeps_all and not self._journal.is_synced and not self._closed:
+            self._journal.flush()
+            self._settle()
+
+    def _settle(self) -> None:
+        """Where all are kept, write again what a failed sync leaves unsure."""
+        while self._keeps_all and (unsure := set(self._journal.take_back())):
+            for item in [item for item in self._written if item.block_id in unsure]:
+                self._append(item)
+        if self._journal.is_synced:
+            self._written.clear()
+
+    def _append(self, item: _Waiting) -> None:
         block = self._fetch(item.handle)
         if block is None:
             self._gone += 1
-        else:
-            while not self._journal.append(item.block_id, block):
-                if not self._keeps_all or self._closed:
-                    break
-                time.sleep(_TRY_AGAIN_S)
+            return
+        while not self._journal.append(item.block_id, block):
+            if not self._keeps_all or self._closed:
+                break
+            time.sleep(_TRY_AGAIN_S)
+
+    def _write(self, item: _Waiting) -> None:
+        if self._keeps_all:
+            self._written.append(item)
+        self._append(item)
         with self._changed:
             self._waiting_bytes -= item.nbytes
             self._caught_up()

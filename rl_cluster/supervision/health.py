@@ -29,7 +29,7 @@ class Health:
     """Which life of its place it is."""
     phase: Phase
     progress: int
-    """Grows with every step of its work."""
+    """Grows with every step of its work, and where its phase changes: it does not hang."""
     memory_bytes: int
     """Resident."""
     pid: int
@@ -41,6 +41,8 @@ class Health:
     """Why its loop ended, where it ended by an error."""
     in_vain: bool = False
     """It gets on, but nothing has come of it."""
+    work: int = 0
+    """Steps of its work alone; who is called, and does nothing, has none."""
 
 
 @dataclass(frozen=True)

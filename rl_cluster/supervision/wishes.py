@@ -50,5 +50,9 @@ class Wishes:
         self.parked.pop(task, None)
         self.given_up = {name for name in self.given_up if name.partition(":")[2] != task}
 
+    def try_all_again(self) -> None:
+        """Forget that anything was given up: a new session tries it again."""
+        self.parked, self.given_up = {}, set()
+
 
 _WISHES = TypeAdapter(Wishes)

@@ -48,7 +48,8 @@ class IncidentLog:
     def __init__(self, run_dir: Path) -> None:
         path = run_dir / FILE_NAME
         self._lines = JsonLines(path)
-        self._count = sum(1 for _ in read_lines(path))
+        with path.open("rb") as file:  # a damaged line stops readers, never the writer
+            self._count = sum(1 for _ in file)
 
     @property
     def count(self) -> int:

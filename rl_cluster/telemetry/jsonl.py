@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,17 @@ def read_new(path: Path, start: int, most_bytes: int) -> tuple[list[dict[str, An
     lines = whole.split(b"\n") if whole else []
     items = [_parsed(line, f"{path}, line behind byte {start}") for line in lines]
     return items, start + len(whole) + bool(lines)
+
+
+def put_aside(path: Path) -> Path:
+    """Move a damaged file out of the way; return where it is now.
+
+    Raises:
+      OSError: it cannot be moved.
+    """
+    aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+    os.replace(path, aside)
+    return aside
 
 
 def _parsed(line: bytes, place: str) -> dict[str, Any]:
