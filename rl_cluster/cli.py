@@ -20,6 +20,7 @@ from rl_cluster import cli_experiments
 from rl_cluster.cli_parser import make_parser
 from rl_cluster.exit_codes import DONE, FAILED, INTERRUPTED, WRONG_USAGE
 from rl_cluster.exit_codes import complain as _complain
+from rl_cluster.extras import how_to_install
 from rl_cluster.signals import StopFlag
 
 if TYPE_CHECKING:
@@ -101,14 +102,18 @@ def _run(
 ) -> int:
     from rl_cluster.cli_display import announce, report_note, showing
     from rl_cluster.cluster import training
+    from rl_cluster.config import ConfigError
+    from rl_cluster.supervision.admission import AdmissionError
     from rl_cluster.telemetry.display import Display
 
     announce(prepared, directory.path)
     try:
         training.start(config, prepared, directory)
-    except OSError as error:
+    except (OSError, AdmissionError, ConfigError) as error:  # the latter: of tasks added live
         directory.release()
-        return _complain(f"cannot write to {directory.path}: {error}", FAILED)
+        failed = isinstance(error, OSError)
+        said = f"cannot write to {directory.path}: {error}" if failed else str(error)
+        return _complain(said, FAILED)
     if detach:
         print(f"it trains; to watch it: rl-cluster status {directory.path} --watch")
         return DONE
@@ -156,8 +161,7 @@ def _watch(arguments: argparse.Namespace, stop: StopFlag) -> int:
 
         server = WatchServer(find_fleet(arguments.run, arguments.task), arguments.port)
     except ModuleNotFoundError as error:
-        text = f"{error.name} is not installed: pip install 'rl-cluster[rovers]'"
-        return _complain(text, FAILED)
+        return _complain(f"{error.name} is not installed: {how_to_install('rovers')}", FAILED)
     except (OSError, OverflowError, ValueError) as error:
         return _complain(str(error), FAILED)
     with server:

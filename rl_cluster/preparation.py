@@ -16,6 +16,7 @@ from rl_cluster.algorithm import full_block, specify, weights_bytes
 from rl_cluster.config import ConfigError, RunConfig, TaskConfig
 from rl_cluster.config_file import from_mapping, to_mapping
 from rl_cluster.config_file import load as load_config
+from rl_cluster.control import Control
 from rl_cluster.effective import (
     Difference,
     EffectiveConfig,
@@ -30,6 +31,7 @@ from rl_cluster.levers import LIVE
 from rl_cluster.machine import Machine, detect
 from rl_cluster.remote import RemoteError, check_url
 from rl_cluster.resident import resident_bytes
+from rl_cluster.run_directory import RunDirectory, is_in_use
 from rl_cluster.supervision.admission import Admission, TaskDemand, admit, fit, most_at_once
 from rl_cluster.supervision.tiers import CUSTOM, LoadState
 from rl_cluster.telemetry.wandb_runs import check_available
@@ -62,8 +64,11 @@ class PreparedRun:
         return min(self.machine.shared_memory_bytes, wanted)
 
 
-def prepare(config: RunConfig) -> PreparedRun:
+def prepare(config: RunConfig, promised_bytes: int = 0) -> PreparedRun:
     """Settle a configuration on this machine.
+
+    Args:
+      promised_bytes: memory that is free now, and will not be: replay of others that still fills.
 
     Raises:
       ConfigError: an environment, a device or a network that cannot be.
@@ -72,6 +77,11 @@ def prepare(config: RunConfig) -> PreparedRun:
     if config.telemetry.wandb:
         _check_wandb()
     machine = detect()
+    machine = replace(
+        machine,
+        memory_bytes=max(0, machine.memory_bytes - promised_bytes),
+        shared_memory_bytes=max(0, machine.shared_memory_bytes - promised_bytes),
+    )
     effective = resolve(config, machine)
     specs, demands, reasons = {}, [], {}
     for name, task in effective.config.tasks.items():
@@ -163,11 +173,21 @@ def prepare_added(run_dir: Path, task: str, settings: Mapping[str, Any]) -> Adde
     defaults["env"]["name"] = ""  # another game, of the same kind
     tree["tasks"] = {task: dict(settings)}
     config = from_mapping(tree | {"defaults": defaults})
-    prepared = prepare(config)
+    prepared = prepare(config, _promised_bytes(run_dir))
     added = prepared.effective.config.tasks[task]
     plain = to_mapping(prepared.effective.config)["tasks"][task]
     store_bytes = prepared.store_capacity_bytes
     return AddedTask(added, plain, prepared.specs[task], uuid.uuid4().hex[:12], store_bytes)
+
+
+def _promised_bytes(run_dir: Path) -> int:
+    """Object store that a live run was admitted with, and has not filled yet."""
+    if not is_in_use(run_dir):
+        return 0
+    session, summary = Control(run_dir).read("session"), RunDirectory(run_dir).earlier_summary()
+    admitted = session["object_store_bytes"] if session else 0
+    filled = summary["object_store_bytes"] if summary else None
+    return max(0, admitted - (filled or 0))
 
 
 def with_added(config: RunConfig, tasks: Mapping[str, Mapping[str, Any]]) -> RunConfig:

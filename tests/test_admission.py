@@ -26,6 +26,7 @@ from rl_cluster.supervision.admission import (
     TaskDemand,
     admit,
     fit,
+    gpu_share,
     most_at_once,
 )
 
@@ -228,3 +229,17 @@ def test_what_would_run_tells_the_machine_s_decisions_and_the_memory() -> None:
     assert text == same == "0.01 GB"
     assert reason == "32 blocks of 268,698 bytes, measured"
     assert rows["object store"][0].endswith("GB")
+
+
+@given(st.integers(1, 50), st.integers(1, 16))
+def test_all_tasks_have_their_share_of_a_gpu_at_once_and_none_spans_two(
+    tasks: int, gpus: int
+) -> None:
+    share = gpu_share(tasks, gpus)
+    assert 0 < share <= 1
+    assert gpus * round(1 / share) >= tasks
+    assert gpus * (round(1 / share) - 1) < tasks, "no smaller than it has to be"
+
+
+def test_where_there_is_no_gpu_none_is_held() -> None:
+    assert gpu_share(3, 0) == 0.0

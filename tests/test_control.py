@@ -181,6 +181,16 @@ def test_a_role_is_signed_by_one_process_after_the_other(tmp_path: Path) -> None
     assert signed is not None and not signed.alive
 
 
+def test_what_says_nothing_is_put_aside_and_named(tmp_path: Path) -> None:
+    control = Control(tmp_path)
+    assert control.put_aside("wishes") is None
+    (control.path / "wishes.json").write_text("{torn")
+    said = control.put_aside("wishes")
+    (aside,) = control.path.glob("wishes.json.damaged-*")
+    assert said is not None and aside.name in said and aside.read_text() == "{torn"
+    assert control.read("wishes") is None and control.put_aside("wishes") is None
+
+
 def test_a_request_stands_until_it_was_done(tmp_path: Path) -> None:
     control = Control(tmp_path)
     for _ in range(2):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rl_cluster.boot_journal import BootJournal
+from rl_cluster.boot_journal import FILE_NAME, BootJournal, present_boot_id
 from rl_cluster.config import LoadConfig, PressureConfig, TierConfig
 from rl_cluster.load_control import LoadControl
 from rl_cluster.supervision.load import Load
@@ -125,3 +125,33 @@ def test_the_boot_journal_tells_an_end_from_a_cut(tmp_path: Path) -> None:
     assert [entry.clean for entry in BootJournal(tmp_path, "boot").earlier] == [False]
     load.end()
     assert [entry.clean for entry in BootJournal(tmp_path, "boot").earlier] == [False, True]
+
+
+def rebooted(run_dir: Path) -> None:
+    """Let the journal of a run say that all of it was under an earlier boot."""
+    path = run_dir / FILE_NAME
+    path.write_text(path.read_text().replace(present_boot_id(), "an earlier boot"))
+
+
+def test_who_goes_on_after_an_unclean_reboot_begins_below_what_ran_then(tmp_path: Path) -> None:
+    """As `rl-cluster keep` does, in the same session: nothing else of its load has changed."""
+    first = control(tmp_path, "three")
+    tick(first, 0.0)
+    record = first.record
+    assert len(control(tmp_path, "three", record).active) == 3, "its supervisor alone died"
+    rebooted(tmp_path)
+    capped = control(tmp_path, "three", record)
+    assert capped.state.cap is not None
+    tick(capped, 0.0)
+    assert len(capped.active) == 2
+    again = control(tmp_path, "three", capped.record)
+    assert again.state == capped.state, "one reboot counts once"
+
+
+def test_after_a_clean_end_a_reboot_costs_nothing(tmp_path: Path) -> None:
+    first = control(tmp_path, "three")
+    tick(first, 0.0)
+    first.end()
+    rebooted(tmp_path)
+    later = control(tmp_path, "three", first.record)
+    assert later.state.cap is None and len(later.active) == 3

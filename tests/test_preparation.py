@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +16,17 @@ from hypothesis import strategies as st
 from rl_cluster import preparation
 from rl_cluster.config import ConfigError, TaskConfig
 from rl_cluster.config_file import dump, from_mapping
+from rl_cluster.control import Control
 from rl_cluster.effective import Difference
 from rl_cluster.levers import LIVE, apply
-from rl_cluster.machine import Machine
+from rl_cluster.machine import Machine, detect
 from rl_cluster.preparation import at_load, is_live_change, prepare_added, with_added
 from rl_cluster.resident import resident_bytes
+from rl_cluster.run_directory import RunDirectory, is_in_use
 from rl_cluster.supervision.admission import AdmissionError, admit
 from rl_cluster.supervision.load import Load
 from rl_cluster.supervision.tiers import LoadState
+from rl_cluster.supervision.wishes import Wishes
 
 GIGABYTE = 10**9
 CATCH = {"entry": "envs.catch:make", "name": "Catch"}
@@ -297,6 +302,33 @@ def test_a_task_that_cannot_be_is_refused_and_nothing_is_written(
     with pytest.raises(ConfigError, match=said):
         prepare_added(live, task, settings)
     assert {path: path.read_bytes() for path in live.iterdir()} == before
+
+
+def test_what_is_free_now_and_promised_to_the_run_s_replay_is_not_free_for_one_more(
+    live: Path,
+) -> None:
+    prepare_added(live, "second", {"env": CATCH})
+    Control(live).write("session", {"object_store_bytes": detect().memory_bytes})
+    keeper = RunDirectory(live)
+    keeper.take_lock()
+    with pytest.raises(AdmissionError, match="second: "):
+        prepare_added(live, "second", {"env": CATCH})
+    keeper.release()
+
+
+def test_a_run_whose_added_tasks_no_longer_fit_is_refused_with_the_numbers_on_resume(
+    live: Path,
+) -> None:
+    config = live / "config.yaml"
+    plain = prepare_added(live, "second", {"env": CATCH}).settings
+    plain["replay"]["capacity_transitions"] = 10**10
+    wishes = Wishes("custom", added={"second": plain})
+    Control(live).write("wishes", wishes.to_record())
+    command = [sys.executable, "-m", "rl_cluster.cli", "train", config, "--run", live, "--resume"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 1 and "Traceback" not in answer.stderr, answer.stderr
+    assert "second: " in answer.stderr and "blocks" in answer.stderr
+    assert not is_in_use(live)
 
 
 def test_a_task_that_does_not_fit_the_machine_is_refused_with_the_numbers(live: Path) -> None:

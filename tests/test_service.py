@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from rl_cluster.control import Control
-from rl_cluster.service import WATCHDOG_S, Notifier, ServiceError, install, unit_text
+from rl_cluster.run_directory import RunDirectory
+from rl_cluster.service import (
+    IN_USE,
+    RUN_FAILED,
+    WATCHDOG_S,
+    Notifier,
+    ServiceError,
+    install,
+    unit_text,
+)
 
 RUN = Path("/srv/runs/two-games_1.5")
 
@@ -46,6 +55,10 @@ def test_systemd_ends_the_run_where_its_supervisor_no_longer_gets_on() -> None:
 def test_what_a_person_ended_is_not_started_again() -> None:
     """Exit codes of the keeper: complete, and stopped with everything saved."""
     assert unit()["Service"]["SuccessExitStatus"].split() == ["0", "130"]
+
+
+def test_a_keeper_that_another_one_at_once_would_not_help_is_not_started_again() -> None:
+    assert unit()["Service"]["RestartPreventExitStatus"].split() == [str(IN_USE), str(RUN_FAILED)]
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
@@ -147,6 +160,15 @@ def test_a_unit_is_written_enabled_and_started(host: Path) -> None:
     assert path.read_text() == unit_text(RUN, "trainer")
     asked = (host / "asked").read_text().splitlines()
     assert asked == ["daemon-reload", f"enable --now {path.name}"]
+
+
+def test_a_run_that_is_live_goes_on_as_it_is_until_the_next_boot(host: Path) -> None:
+    directory = RunDirectory(host / "run1")
+    directory.path.mkdir()
+    directory.take_lock()
+    path = install(directory.path, "trainer", host)
+    directory.release()
+    assert (host / "asked").read_text().splitlines() == ["daemon-reload", f"enable {path.name}"]
 
 
 def test_a_relative_run_directory_is_named_in_full(

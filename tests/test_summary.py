@@ -138,6 +138,20 @@ def test_incidents_survive_a_torn_last_line(tmp_path):
     assert [item.worker for item in read_incidents(tmp_path)] == ["rollout-0", "learner-0"]
 
 
+def test_a_damaged_line_stops_readers_and_not_who_writes(tmp_path):
+    log = IncidentLog(tmp_path)
+    log.append(incident())
+    log.close()
+    with (tmp_path / "incidents.jsonl").open("ab") as file:
+        file.write(b'{"time": 3, "task\x00\n')
+    again = IncidentLog(tmp_path)
+    again.append(incident(kind="hung"))
+    assert again.count == 3
+    again.close()
+    with pytest.raises(ValueError, match=r"incidents\.jsonl, line 2"):
+        read_incidents(tmp_path)
+
+
 def test_incident_lines_have_the_documented_keys(tmp_path):
     log = IncidentLog(tmp_path)
     log.append(incident())

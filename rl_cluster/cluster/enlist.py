@@ -21,7 +21,7 @@ from ray.util import list_named_actors
 from rl_cluster.checkpoint import CheckpointError
 from rl_cluster.cluster import names, runtime
 from rl_cluster.cluster.actors import Actor, cause_of, read
-from rl_cluster.cluster.placement import at_home, home_resource, live_nodes
+from rl_cluster.cluster.placement import at_home, check_store, home_resource
 from rl_cluster.cluster.run_plan import RunPlan, plan_of
 from rl_cluster.cluster.supervisor_actor import SupervisorActor
 from rl_cluster.config import ConfigError
@@ -74,7 +74,7 @@ def enlist(run_dir: Path) -> int:
         plan = plan_of(prepared, run_dir)
         cluster = _join_cluster(run_dir)
         if not cluster.daemons:
-            _check_store(prepared.admission.object_store_bytes)
+            check_store(prepared.admission.object_store_bytes)
         read(_supervisor_here(plan).health.remote(), _CLUSTER_TIMEOUT_S)
     except (AdmissionError, CheckpointError, ConfigError) as error:
         control.write("enlist", {"error": cause_of(error)})
@@ -118,26 +118,6 @@ def _supervisor_here(plan: RunPlan) -> Actor:
         max_concurrency=8,
     ).remote(plan)
     return actor
-
-
-def _check_store(needed_bytes: int) -> None:
-    """Refuse a cluster of others whose store, on this host, would overflow to disk or fail.
-
-    Raises:
-      AdmissionError: names both sizes.
-    """
-    here = home_resource()
-    stores = [
-        int(node["Resources"].get("object_store_memory", 0))
-        for node in live_nodes()
-        if here in node["Resources"]
-    ]
-    if max(stores, default=0) < needed_bytes:
-        raise AdmissionError(
-            f"the run needs {needed_bytes / 1e9:.2f} GB of object store on its keeper's host, and "
-            f"the cluster has {max(stores, default=0) / 1e9:.2f} GB there: start that node with "
-            f"--object-store-memory={needed_bytes}, or lower replay.capacity_transitions"
-        )
 
 
 def _join_cluster(run_dir: Path) -> ClusterAddress:

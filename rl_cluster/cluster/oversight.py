@@ -31,6 +31,7 @@ from rl_cluster.load_control import LoadControl
 from rl_cluster.others_cpu import marked_with
 from rl_cluster.preparation import at_load, is_live_change
 from rl_cluster.run_directory import RunDirectory
+from rl_cluster.supervision.admission import gpu_share
 from rl_cluster.supervision.health import Deadlines, Watch
 from rl_cluster.supervision.load import Load
 from rl_cluster.supervision.plan import RestartRule
@@ -75,7 +76,7 @@ class Oversight:
         self._session_s0 = float(session.get("wall_before_s", 0.0))
         self.clock = RunClock(float(state["wall_s"]) if same_session else self._session_s0)
         supervisor = config.supervisor
-        deadlines = Deadlines(
+        deadlines = self._deadlines = Deadlines(
             supervisor.starting_timeout_s, supervisor.working_timeout_s, supervisor.saving_timeout_s
         )
         rule = RestartRule(
@@ -85,7 +86,6 @@ class Oversight:
             supervisor.max_backoff_s,
             supervisor.max_fruitless_restarts,
         )
-        self._deadlines = deadlines
         self.load = LoadControl(
             self.plan.run_dir,
             config.load,
@@ -97,15 +97,20 @@ class Oversight:
         )
         self._say_damage(self.load.damage)
         self.crew = Crew(rule, deadlines, config.seed, sayer(self.hub), config.cluster)
+        self._take_tasks(state, same_session, same_cluster)
+
+    def _take_tasks(self, state: dict[str, Any], same_session: bool, same_cluster: bool) -> None:
+        """Make places for the tasks' workers, and go on from what an earlier supervisor knew."""
+        tasks = self.plan.config.tasks
         summary = RunDirectory(self.plan.run_dir).earlier_summary()
         earlier = summary["tasks"] if summary else {}
         self.reports: dict[str, TaskReport] = {}
-        for task in config.tasks:
+        for task in tasks:
             group = self.crew.groups[task] = self.group(task)
             self.reports[task] = TaskReport(group, earlier.get(task))
         if same_session:
             # Those that were leaving, too: nobody else would end their workers.
-            self.crew.restore(state["workers"], 0.0, config.tasks if same_cluster else ())
+            self.crew.restore(state["workers"], 0.0, tasks if same_cluster else ())
             for task, ended in state["ended"].items():
                 self.reports[task].end(*ended)
         else:
@@ -131,7 +136,7 @@ class Oversight:
         if now_s >= self._row_due_s:
             self._row_due_s = now_s + self.plan.config.telemetry.period_s
             self._figures.write_rows(self.reports, self.clock.wall_s())
-            if self.plan.config.cluster.address == "local":
+            if self.plan.has_own_cluster:
                 self._node.look(self._figures.object_store_bytes is not None, now_s)
         self._keep_state(now_s)
         self.control.beat("supervisor")
@@ -145,7 +150,8 @@ class Oversight:
         if reason is None:
             return
         self.hub.incident(None, None, "load_changed", reason, "tasks are re-made where needed")
-        if self.load.memory_is_short and self.load.state.load.games < games:
+        fewer = self.load.state.load.games < games
+        if self.load.memory_is_short and fewer and self.plan.has_own_cluster:
             # The object store never gives memory back to the host: only a new one is smaller.
             self._recycle(now_s)
 
@@ -327,14 +333,13 @@ class Oversight:
     def group(self, task: str) -> TaskGroup:
         """Places for the workers of a task, empty."""
         run = self.plan
-        gpus = len(run.machine.gpus)
         task_plan = TaskPlan(
             task,
             run.run_dir,
             run.config.seed,
             run.specs[task],
             run.tracker_ids[task],
-            min(1.0, gpus / len(run.config.tasks)) if gpus else 0.0,
+            gpu_share(len(run.config.tasks), len(run.machine.gpus)),
             self._deadlines,
             self.crew.rollout_places,
         )

@@ -6,7 +6,6 @@ when it has arrived.
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from typing import Any
@@ -112,18 +111,18 @@ class RolloutActor:
             warm_up_env_steps=config.replay.min_transitions,
             exploration_env_steps=rollout.exploration_env_steps,
         )
-        self._inbox = inbox = WeightsInbox(weights, task)
+        self._inbox, self._has_begun = WeightsInbox(weights, task), False
         self._node_id = node_id()
 
-        steps_begun = itertools.count()
-
-        def newer_weights() -> tuple[int, np.ndarray] | None:
-            if next(steps_begun):  # asked before every step, so the one before is done
-                self._vitals.progress()
-            return inbox()
-
         rng = np.random.default_rng(action_seed)
-        self._rollout = Rollout(env, spec, policy, newer_weights, settings, rng)
+        self._rollout = Rollout(env, spec, policy, self._newer_weights, settings, rng)
+
+    def _newer_weights(self) -> tuple[int, np.ndarray] | None:
+        """Asked before every step."""
+        if self._has_begun:  # the step before is done
+            self._vitals.progress()
+        self._has_begun = True
+        return self._inbox()
 
     def __repr__(self) -> str:
         """Name, state, version of its policy (-1: random) and speed."""

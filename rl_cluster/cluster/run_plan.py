@@ -45,6 +45,11 @@ class RunPlan:
         """Effective configuration."""
         return self.effective.config
 
+    @property
+    def has_own_cluster(self) -> bool:
+        """Whether the run's keeper made the cluster, and can make another."""
+        return self.config.cluster.address == "local"
+
     def take_in(self, added: Mapping[str, Mapping[str, Any]]) -> None:
         """Take in the tasks that joined since the plan was made, from their settings."""
         for task, settings in added.items():

@@ -17,6 +17,7 @@ from typing import Any
 from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Ref, read
 from rl_cluster.cluster.oversight import TICK_S, Oversight
+from rl_cluster.cluster.placement import check_store
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.preparation import AddedTask
@@ -93,13 +94,20 @@ class SupervisorActor:
     def add(self, task: str, added: AddedTask) -> None:
         """Take in a task that was prepared by the caller; it trains when the tier has room.
 
-        Where every task runs as configured, the cluster is made anew with room for one more.
+        Where every task runs as configured, or they share GPUs, the run's own cluster is made anew
+        with room, and shares, for one more; one of others needs to have the room.
+
+        Raises:
+          ValueError: there is such a task, or it still leaves.
+          AdmissionError: others' cluster has no room for it.
         """
         with self._lock:
             if task in self._run.reports and task not in self._run.wishes.removed:
                 raise ValueError(f"{task} is a task of this run already")
             if task in self._run.reports and not self._run.crew.groups[task].is_empty:
                 raise ValueError(f"{task} still saves and leaves: try again in a few seconds")
+            if self._run.wishes.tier == CUSTOM and not self._run.plan.has_own_cluster:
+                check_store(self._run.plan.object_store_bytes + added.store_bytes)
             self._run.plan.config.tasks[task] = added.config
             self._run.forget_changes(task)
             self._run.plan.specs[task] = added.spec
@@ -110,7 +118,8 @@ class SupervisorActor:
             self._run.wishes.added[task] = added.settings
             self._run.load.request(self._run.wishes.tier)
             self._run.keep_wish("task_added", task, "a person asked for it")
-            if self._run.wishes.tier == CUSTOM:
+            shares_gpus = bool(self._run.plan.machine.gpus)
+            if self._run.plan.has_own_cluster and (self._run.wishes.tier == CUSTOM or shares_gpus):
                 self._run.enlarge_store(added.store_bytes)
 
     def rollback(self, task: str, version: int | None) -> int:

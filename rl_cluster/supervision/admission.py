@@ -7,6 +7,7 @@ what is admitted never spills and never grows past what was computed.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -99,6 +100,11 @@ def most_at_once(demands: list[TaskDemand], machine: Machine) -> int:
         if store <= min(machine.shared_memory_bytes, machine.memory_bytes - processes):
             return count
     return 1
+
+
+def gpu_share(tasks: int, gpus: int) -> float:
+    """Share of a GPU that each task holds, so that all have one, and none spans two; 0: no GPU."""
+    return 1 / math.ceil(tasks / gpus) if gpus else 0.0
 
 
 def _largest(count: int, values: Iterable[int]) -> int:
