@@ -8,6 +8,7 @@ from pathlib import Path
 from rl_cluster.config import ConfigError, TaskConfig
 from rl_cluster.config_rovers import StreamConfig
 from rl_cluster.control import Control
+from rl_cluster.extras import how_to_install
 from rl_cluster.streams.nats_settings import StreamSettings
 
 _NEEDED = ("nats", "nkeys", "msgpack", "onnx", "onnxruntime")
@@ -36,7 +37,7 @@ def check_usable(name: str, stream: StreamConfig) -> None:
     if missing:
         raise ConfigError(
             f"tasks.{name} reads rovers' streams, which needs {', '.join(missing)}: "
-            "pip install 'rl-cluster[rovers]'"
+            + how_to_install("rovers")
         )
     from rl_cluster.streams.source import StreamError
 

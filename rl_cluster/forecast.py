@@ -106,8 +106,11 @@ def as_trial(config: RunConfig, tier: str, seconds: float) -> RunConfig:
     return trial
 
 
-def read_rates(run_dir: Path) -> dict[str, Rate]:
+def read_rates(run_dir: Path, failures: str = "") -> dict[str, Rate]:
     """Return the rates of a run's tasks, each from when it began to learn.
+
+    Args:
+      failures: why tasks of it were parked.
 
     Raises:
       ForecastError: none of them did.
@@ -122,6 +125,10 @@ def read_rates(run_dir: Path) -> dict[str, Rate]:
         if steps > 0:
             frames_per_step = rows[-1]["env_frames"] / rows[-1]["env_steps"]
             rates[task] = Rate(steps / (rows[-1]["time"] - rows[0]["time"]), frames_per_step)
+    if not rates and failures:
+        raise ForecastError(
+            f"no task could be measured ({failures}): mend what is said there, and measure again"
+        )
     if not rates:
         raise ForecastError(
             f"no task began to learn within {_PATIENCE_S:.0f} s, or none for long enough: lower "

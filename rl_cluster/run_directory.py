@@ -118,9 +118,7 @@ class RunDirectory:
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
             self._lock = None
-            raise RunDirectoryError(
-                f"{self.path} is in use by {holder}: {else_do}"
-            ) from None
+            raise RunDirectoryError(f"{self.path} is in use by {holder}: {else_do}") from None
 
     def sign(self) -> None:
         """Write into the lock who holds it.

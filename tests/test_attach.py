@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 from telemetry_samples import run_summary
 from test_run_directory import held_by_another_process
 
 import rl_cluster
+from rl_cluster.cluster import handle, runtime
 from rl_cluster.config_file import dump, from_mapping
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, RunDirectoryError
 from rl_cluster.telemetry.summary import write_summary
@@ -73,3 +75,54 @@ def test_holding_a_handle_connects_to_nothing(tmp_path: Path) -> None:
             [sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True
         )
         assert done.stdout == "custom False\n"
+
+
+class FakeActor:
+    """Answers at once with its name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.__ray_call__ = self
+
+    def remote(self, _: object) -> str:
+        return f"<{self._name}>"
+
+
+def connect_to(monkeypatch: pytest.MonkeyPatch, address: str, actors: list[dict[str, str]]) -> None:
+    """Let this process be connected to a cluster that has these actors."""
+
+    def get_actor(name: str, namespace: str) -> FakeActor:
+        assert {"name": name, "namespace": namespace} in actors
+        return FakeActor(name)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_actor", get_actor)
+    monkeypatch.setattr(runtime, "gcs_address", lambda: address)
+    monkeypatch.setattr(runtime, "join", lambda cluster: None)
+    monkeypatch.setattr(handle, "list_named_actors", lambda all_namespaces: actors)
+    monkeypatch.setattr(handle, "read", lambda ref, timeout_s: ref)
+
+
+def test_a_kernel_on_another_cluster_steers_no_run_of_the_same_name_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [{"name": "supervisor", "namespace": tmp_path.name}]
+    connect_to(monkeypatch, "10.0.0.7:6379", there)
+    with held_by_another_process(tmp_path):
+        begin(tmp_path)
+        run = rl_cluster.attach(tmp_path)
+        for ask in (run.pause, run.workers, lambda: run.dashboard_url):
+            with pytest.raises(handle.RunUnreachable, match=r"10\.0\.0\.7.*ray\.shutdown\(\)"):
+                ask()
+
+
+def test_workers_are_those_of_the_run_and_not_of_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_run = [{"name": name, "namespace": tmp_path.name} for name in ("weights", "supervisor")]
+    others = [{"name": "mine", "namespace": "notebook"}]
+    connect_to(monkeypatch, "127.0.0.1:1", [*of_the_run, *others])
+    with held_by_another_process(tmp_path):
+        begin(tmp_path)
+        workers = rl_cluster.attach(tmp_path).workers()
+    assert workers == {"supervisor": "<supervisor>", "weights": "<weights>"}

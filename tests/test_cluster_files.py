@@ -1,9 +1,14 @@
-"""The cluster files that people start from: held against Ray's own schema and Ray's own reading."""
+"""The cluster files that people start from: held against Ray's own schema and Ray's own reading.
+
+Those of Kubernetes are read by Ray's code and by bash; nothing here has KubeRay's schema.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -75,6 +80,58 @@ def test_kuberay_reads_the_groups_of_its_manifest() -> None:
     assert head["resources"]["GPU"] == 1 and head["max_workers"] == 0
     assert cpu["resources"]["CPU"] == 8 and (cpu["min_workers"], cpu["max_workers"]) == (1, 8)
     assert cpu["labels"] == {"pool": "cpu"}
+
+
+def words_of_ray_start(head: bool, parameters: dict[str, str]) -> list[str]:
+    """What `ray start` is given in a pod: KubeRay writes values into a command as they are."""
+    options = "".join(f" --{name}={value} " for name, value in sorted(parameters.items()))
+    command = f"ulimit -n $(ulimit -n); ray start {'--head' if head else ''} {options}"
+    shown = subprocess.run(
+        ["bash", "-c", f'ray() {{ printf "%s\\0" "$@"; }}; {command}'],
+        capture_output=True, check=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert shown.stderr == ""
+    start, *words = shown.stdout.split("\0")[:-1]
+    assert start == "start"
+    return words
+
+
+def test_bash_hands_ray_the_parameters_of_pods_as_they_were_meant() -> None:
+    spec = read(CLUSTERS / "raycluster.yaml")["spec"]
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    for group in groups:
+        head, parameters = group is groups[0], group["rayStartParams"]
+        words = words_of_ray_start(head, parameters)
+        assert len(words) == len(parameters) + head
+        options = ray_start.make_context("ray start", [*words]).params
+        assert options["object_store_memory"] == int(parameters["object-store-memory"])
+        if head:
+            (config,) = [word for word in words if word.startswith("--system-config=")]
+            assert options["system_config"] == json.loads(config.partition("=")[2])
+            assert options["system_config"]["automatic_object_spilling_enabled"] is False
+
+
+def test_braces_without_quotes_of_their_own_would_be_found() -> None:
+    words = words_of_ray_start(True, {"system-config": '{"worker_niceness":0,"other":0}'})
+    assert len(words) > 2
+
+
+def test_a_head_on_google_cloud_has_its_driver_installed() -> None:
+    head = read(CLUSTERS / "gcp.yaml")["available_node_types"]["head"]["node_config"]
+    assert {"key": "install-nvidia-driver", "value": "True"} in head["metadata"]["items"]
+
+
+@pytest.mark.parametrize("path", LAUNCHED, ids=lambda path: str(path.name))
+def test_an_environment_that_was_left_without_pip_is_made_anew(path: Path, tmp_path: Path) -> None:
+    (command,) = [line for line in read(path)["setup_commands"] if "-m venv" in line]
+    broken = tmp_path / "rl-cluster" / ".venv" / "bin" / "python"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    said = tmp_path / "said"
+    stub = f"python3.11() {{ echo $* > {said}; }}; {command}"
+    subprocess.run(["bash", "-c", stub], check=True, env={"HOME": str(tmp_path)}, timeout=30)
+    assert said.read_text().split()[:3] == ["-m", "venv", "--clear"]
 
 
 def test_a_job_on_kubernetes_is_a_command_that_the_program_takes() -> None:

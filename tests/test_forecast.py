@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from live_run import EXPERIMENTS, command
-from telemetry_samples import NOW_S, task_summary
+from telemetry_samples import NOW_S, run_summary, task_summary
 
 from rl_cluster.config import ConfigError, RunConfig
 from rl_cluster.config_file import from_mapping
@@ -19,7 +19,7 @@ from rl_cluster.forecast import (
     foretell,
     read_rates,
 )
-from rl_cluster.telemetry.summary import task_metrics
+from rl_cluster.telemetry.summary import failures_of, task_metrics
 from rl_cluster.telemetry.writers import open_writer
 
 RATES = {"Pong": Rate(100.0, 4.0), "Boxing": Rate(50.0, 4.0)}
@@ -51,6 +51,16 @@ def test_a_run_that_never_learned_says_so(tmp_path: Path) -> None:
     write_rows(tmp_path, [(1.0, "Pong", 0, 0), (9.0, "Pong", 800, 0)])
     with pytest.raises(ForecastError, match="--seconds"):
         read_rates(tmp_path)
+
+
+def test_a_run_whose_tasks_all_failed_says_why(tmp_path: Path) -> None:
+    write_rows(tmp_path, [(1.0, "Pong", 0, 0)])
+    failed = run_summary(
+        tasks={"Pong": task_summary(failure="no such game"), "Boxing": task_summary()}
+    )
+    with pytest.raises(ForecastError, match=r"\(Pong: no such game\)") as told:
+        read_rates(tmp_path, failures_of(failed))
+    assert "min_transitions" not in str(told.value)
 
 
 def test_games_at_once_end_with_the_slowest_and_share_the_price() -> None:

@@ -278,7 +278,7 @@ def test_a_form_shows_what_runs_and_hands_on_only_what_was_changed(run_dir: Path
 
 def test_an_extra_that_is_not_installed_is_named_with_its_line() -> None:
     with (
-        pytest.raises(ModuleNotFoundError, match=r"pip install 'rl-cluster\[notebook\]'"),
+        pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[notebook\]'"),
         needs("notebook"),
     ):
         import no_such_module  # noqa: F401

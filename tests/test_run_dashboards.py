@@ -137,9 +137,9 @@ def test_counters_are_counters_and_carry_their_meaning(observed: Observed) -> No
 def _as_documented(run: LiveRun) -> list[str]:
     """What the page's program prints, of this run."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    assert "runs/catch" in code
+    assert "runs/watched" in code
     done = subprocess.run(
-        [sys.executable, "-c", code.replace("runs/catch", str(run.run_dir))],
+        [sys.executable, "-c", code.replace("runs/watched", str(run.run_dir))],
         capture_output=True,
         text=True,
         timeout=120,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,9 +22,10 @@ import pytest
 from hosts import PATH, Host, Network, missing, network
 from live_run import ROOT
 
+LACKS = [*missing(), *(["curl"] if shutil.which("curl") is None else [])]
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(bool(missing()), reason=f"hosts need {', '.join(missing())}"),
+    pytest.mark.skipif(bool(LACKS), reason=f"hosts and their user need {', '.join(LACKS)}"),
 ]
 PAGE = ROOT / "docs" / "cluster.md"
 BIN = Path(sys.executable).parent
@@ -167,10 +169,11 @@ def test_a_run_on_two_hosts_outlives_one_of_them(user: User) -> None:
     subprocess.run(["make", wheel.removeprefix("make ")], cwd=ROOT, check=True)
     user.exports(mode)
     user.types(token)
-    up, dashboard, submit = page["Up, and a run on it"][:3]
+    up, dashboard, tunnel, submit = page["Up, and a run on it"][:4]
     user.types(up)
     forwarded = user.leaves_running(dashboard.removesuffix("&"))
     try:
+        user.types(tunnel)
         on_the_cluster(user, page, submit)
     finally:
         os.killpg(forwarded.pid, signal.SIGKILL)
@@ -181,7 +184,7 @@ def on_the_cluster(user: User, page: dict[str, list[str]], submit: str) -> None:
     """From the first job to the end of the cluster."""
     retry(lambda: user.types(submit))
     user.until(trains_on(2), _TRAINS_S, "both games on both hosts")
-    logs, jobs = page["Up, and a run on it"][3:]
+    logs, jobs = page["Up, and a run on it"][4:]
     assert "2 nodes | blocks" in user.types(logs)
     assert re.search("two-games.*RUNNING.*Catch, CartPole", user.types(jobs), re.S)
     shown, tier = page["Seen and steered from outside"]

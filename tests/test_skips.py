@@ -10,6 +10,7 @@ from learning_samples import agent, batch
 from rl_cluster.cluster.saves import TaskSaves
 from rl_cluster.cluster.skips import Skips
 from rl_cluster.config import TaskConfig
+from rl_cluster.evaluation import Best
 from rl_cluster.fence import Fence, advance
 from rl_cluster.learner import Learner, StepReport
 
@@ -106,3 +107,26 @@ def test_the_first_success_of_a_life_is_said_since_the_life_before_may_have_fail
     own = saves(tmp_path)
     assert own.save(learner(), None, TaskConfig()) is not None
     assert kinds(own) == ["checkpoint_resumed"]
+
+
+def test_a_best_that_the_disk_refuses_has_to_be_asked_for_again(tmp_path: Path) -> None:
+    own, writer = saves(tmp_path), learner()
+    path = own.save(writer, None, TaskConfig())
+    assert path is not None
+    own.take_notices()
+    pointers = path.parent / "best"
+    pointers.mkdir()  # where a pointer should be
+    best = Best(0.5, writer.counters.updates)
+    assert not own.take_best(best) and own.best is None
+    assert kinds(own) == ["best_not_kept"]
+    pointers.rmdir()
+    assert own.take_best(best) and own.best == best
+
+
+def test_a_best_whose_checkpoint_is_gone_is_said_and_not_asked_for_again(tmp_path: Path) -> None:
+    own = saves(tmp_path)
+    own.save(learner(), None, TaskConfig())
+    own.take_notices()
+    assert own.take_best(Best(0.5, 4711)) and own.best is None
+    (said,) = own.take_notices()
+    assert said["kind"] == "best_not_kept" and "4711" in said["cause"]

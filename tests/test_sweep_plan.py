@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from live_run import EXPERIMENTS, command
+from test_run_directory import held_by_another_process
 
 from rl_cluster.config import ConfigError
 from rl_cluster.sweep_plan import SweepPlan, is_sweep, plan_sweep, runs_of
@@ -66,6 +67,15 @@ def test_a_damaged_sweep_is_named(tmp_path: Path) -> None:
     assert is_sweep(tmp_path)
     with pytest.raises(ConfigError, match="lacks name, seeds or config"):
         runs_of(tmp_path)
+
+
+def test_who_holds_the_directory_is_named(tmp_path: Path) -> None:
+    """It may be a run's, and not another sweep's."""
+    with held_by_another_process(tmp_path):
+        done = command("sweep", CATCH, "--seeds", 4, "--sweep", tmp_path)
+        holder = (tmp_path / "lock").read_text().strip()
+    assert done.returncode == 2 and holder in done.stderr and "--sweep" in done.stderr
+    assert "--run" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_tensorboard_shows_each_best_game_once_as_the_film_that_it_is(tmp_path):
 
 def test_missing_extra_is_an_error_with_the_line_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'rl-cluster\[tensorboard\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[tensorboard\]'"):
         open_writer(tmp_path, tensorboard=True)
 
 

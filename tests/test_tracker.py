@@ -216,5 +216,5 @@ def test_a_missing_package_is_an_error_with_the_line_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'rl-cluster\[wandb\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[wandb\]'"):
         check_available()

@@ -71,10 +71,11 @@ class RunHandle(RecordedRun):
     def workers(self) -> dict[str, str]:
         """What each of the run's actors says of itself now, by name."""
         asked: dict[str, Ref] = {}
-        with _supervisor_at(read_address(self._run_dir)):
-            for name in sorted(list_named_actors()):
+        cluster = read_address(self._run_dir)
+        with _supervisor_at(cluster):
+            for name in _names_in(cluster.namespace):
                 with suppress(ValueError):  # it has just ended
-                    actor: Any = ray.get_actor(name)
+                    actor: Any = ray.get_actor(name, namespace=cluster.namespace)
                     asked[name] = actor.__ray_call__.remote(repr)
             return {name: _line(ref) for name, ref in asked.items()}
 
@@ -183,8 +184,15 @@ def attach(run_dir: str | Path, wait_s: float = 0.0) -> RunHandle:
 
 @contextmanager
 def _supervisor_at(cluster: ClusterAddress) -> Iterator[Actor]:
-    """A connection; where this process is connected already, its own."""
+    """A connection; where this process is connected already, its own.
+
+    Raises:
+      RunUnreachable: the cluster or the supervisor does not answer, or this process is connected
+        to another cluster.
+    """
     ours = not ray.is_initialized()
+    if not ours:
+        _check_connected_to(cluster)
     try:
         try:
             runtime.join(cluster)
@@ -198,6 +206,22 @@ def _supervisor_at(cluster: ClusterAddress) -> Iterator[Actor]:
     finally:
         if ours:
             runtime.leave()
+
+
+def _check_connected_to(cluster: ClusterAddress) -> None:
+    # A run of the same name there would be steered instead.
+    if (here := runtime.gcs_address()) != cluster.address:
+        raise RunUnreachable(
+            f"the run {cluster.namespace} is on the cluster at {cluster.address}, but this process "
+            f"is connected to the one at {here}: call ray.shutdown() first, the run's handle "
+            "connects by itself"
+        )
+
+
+def _names_in(namespace: str) -> list[str]:
+    """Names of a run's actors; the connection may be of another namespace."""
+    found: list[Any] = list_named_actors(all_namespaces=True)
+    return sorted(each["name"] for each in found if each["namespace"] == namespace)
 
 
 def _line(ref: Ref) -> str:

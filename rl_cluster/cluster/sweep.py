@@ -19,7 +19,7 @@ from rl_cluster.run_directory import RunDirectory, RunDirectoryError, is_in_use
 from rl_cluster.signals import StopFlag
 from rl_cluster.supervision.admission import AdmissionError
 from rl_cluster.sweep_plan import SweepPlan
-from rl_cluster.telemetry.summary import Summary, SummaryError, read_summary
+from rl_cluster.telemetry.summary import Summary, SummaryError, failures_of, read_summary
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,11 @@ class Sweep:
           RunDirectoryError: another program works on it.
         """
         self._directory.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._directory.take_lock()
-        except RunDirectoryError as error:
-            raise RunDirectoryError(
-                f"another `rl-cluster sweep` works on {self.plan.directory}: wait for it, or name "
-                "another directory with --sweep"
-            ) from error
+        # A run's keeper may hold it as well as another sweep.
+        self._directory.take_lock(
+            "wait for it where it is another `rl-cluster sweep`, or name another directory with "
+            "--sweep"
+        )
         self._directory.sign()
         try:
             self.plan.check_same()
@@ -122,7 +120,7 @@ class Sweep:
             return Outcome(directory.path, "completed", "", summary)
         if summary["state"] == "interrupted":
             return Outcome(directory.path, "interrupted", "", summary)
-        return Outcome(directory.path, "failed", _failures(summary), summary)
+        return Outcome(directory.path, "failed", _reason(summary), summary)
 
 
 def _ended(run_dir: Path) -> Outcome | None:
@@ -136,11 +134,9 @@ def _ended(run_dir: Path) -> Outcome | None:
     if summary["state"] == "completed":
         return Outcome(run_dir, "completed", "", None)
     if summary["state"] == "failed":
-        return Outcome(run_dir, "failed", _failures(summary), None)
+        return Outcome(run_dir, "failed", _reason(summary), None)
     return None
 
 
-def _failures(summary: Summary) -> str:
-    reasons = [f"{name}: {task['failure']}" for name, task in summary["tasks"].items()
-               if task["failure"]]  # fmt: skip
-    return "; ".join(reasons) or f"it is {summary['state']}"
+def _reason(summary: Summary) -> str:
+    return failures_of(summary) or f"it is {summary['state']}"

@@ -16,7 +16,7 @@ from rl_cluster.forecast import ForecastError, Rate, read_rates
 from rl_cluster.preparation import PreparedRun, prepare
 from rl_cluster.run_directory import RunDirectory
 from rl_cluster.signals import StopFlag
-from rl_cluster.telemetry.summary import Summary
+from rl_cluster.telemetry.summary import Summary, failures_of
 
 
 def measure(
@@ -36,7 +36,8 @@ def measure(
 
     Raises:
       ConfigError, AdmissionError: it cannot be on this machine.
-      ForecastError: the run failed, or no task began to learn in the time given.
+      ForecastError: the run or all of its tasks failed, or no task began to learn in the time
+        given.
     """
     config = training.with_cluster_found(trial)
     prepared = prepare(config)
@@ -47,12 +48,12 @@ def measure(
         training.start(config, prepared, directory)
         look = _Look(directory.path, seconds, show)
         try:
-            training.watch(directory, stop, look)
+            look.failures = failures_of(training.watch(directory, stop, look))
         except training.Interrupted:
             pass  # told apart below: by whom
         except training.RunFailed as error:
             raise ForecastError(f"the run that was to be measured failed: {error}") from error
-        return None if stop else read_rates(directory.path)
+        return None if stop else read_rates(directory.path, look.failures)
 
 
 class _Look:
@@ -61,9 +62,12 @@ class _Look:
     def __init__(self, run_dir: Path, seconds: float, show: Callable[[Summary], None]) -> None:
         self._control, self._seconds, self._show = Control(run_dir), seconds, show
         self._began_s: float | None = None
+        self.failures = ""
+        """Why tasks were parked, by the newest summary."""
 
     def __call__(self, summary: Summary) -> None:
         self._show(summary)
+        self.failures = failures_of(summary)
         if not any(task["learner_updates"] for task in summary["tasks"].values()):
             return
         if self._began_s is None:

@@ -216,8 +216,8 @@ METRICS: dict[str, Metric] = {
         Metric(
             "network_weights_bytes_per_s", "bytes/s", "gauge", "task", "network",
             "Weights that rollouts on other nodes take.",
-            "An upper bound: rollouts of one node share a copy. A longer "
-            "learner.publish_period_s lowers it.",
+            "An upper bound: rollouts of one node share a copy. A larger "
+            "learner.publish_period, in updates, lowers it.",
         ),
         Metric(
             "loss", "loss", "gauge", "task", "learning",
@@ -313,7 +313,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "object_store_bytes", "bytes", "gauge", "run", "health",
-            "Bytes in use in Ray's object store, all nodes together.",
+            "Bytes in use in Ray's object store on the supervisor's node, where every replay is.",
             "Flat once every replay is full.",
         ),
         Metric(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rl_cluster.extras import how_to_install
 from rl_cluster.telemetry.incidents import Incident
 from rl_cluster.telemetry.metrics import metric_named
 
@@ -97,12 +98,11 @@ def extra(module: str, name: str) -> Any:
     """A module of a package that comes with an extra.
 
     Raises:
-      ModuleNotFoundError: it is not installed; the message is the line that installs it.
+      ModuleNotFoundError: it is not installed; the message says what to do.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{error.name} is not installed: pip install 'rl-cluster[{name}]', or set "
-            f"telemetry.{name}: false"
+            f"{error.name} is not installed: {how_to_install(name)}, or set telemetry.{name}: false"
         ) from error

@@ -256,6 +256,13 @@ def is_stale(summary: Summary, now_s: float, after_s: float = 60.0) -> bool:
     return summary["state"] == "running" and now_s - summary["updated_at"] > after_s
 
 
+def failures_of(summary: Summary) -> str:
+    """Why tasks are parked, each with its name; empty where none is."""
+    return "; ".join(
+        f"{name}: {task['failure']}" for name, task in summary["tasks"].items() if task["failure"]
+    )
+
+
 def task_metrics(task: TaskSummary) -> dict[str, float | None]:
     """Return a task's figures under their names in the table of metrics."""
     evaluation, best = task["evaluation"], task["best"]

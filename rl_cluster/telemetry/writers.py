@@ -70,7 +70,7 @@ def open_writer(run_dir: Path, *first: Sink, tensorboard: bool = False) -> Metri
       tensorboard: whether to write for TensorBoard.
 
     Raises:
-      ModuleNotFoundError: an extra is not installed; the message is the line that installs it.
+      ModuleNotFoundError: an extra is not installed; the message says what to do.
     """
     last: list[Sink] = [TensorBoardSink(run_dir)] if tensorboard else []
     return MetricsWriter([*first, JsonlSink(run_dir), *last])
