@@ -120,6 +120,12 @@ class LoadControl:
         return reason
 
     @property
+    def wants_more_games(self) -> bool:
+        """Whether the tier has places for which this cluster was not made large enough."""
+        whole = LoadRule.of(self._config, self._custom, 1).goal(self.state.requested)
+        return whole.games > self._most_games
+
+    @property
     def active(self) -> frozenset[str]:
         """Tasks that should be at work."""
         return frozenset(name for name, place in self._places.items() if place.active)

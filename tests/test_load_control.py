@@ -155,3 +155,9 @@ def test_after_a_clean_end_a_reboot_costs_nothing(tmp_path: Path) -> None:
     rebooted(tmp_path)
     later = control(tmp_path, "three", first.record)
     assert later.state.cap is None and len(later.active) == 3
+
+
+def test_a_tier_with_more_places_than_the_cluster_has_room_for_wants_more(tmp_path: Path) -> None:
+    assert control(tmp_path, "two", most=1).wants_more_games
+    assert not control(tmp_path, "two", most=2).wants_more_games
+    assert control(tmp_path, "auto", most=2).wants_more_games, "it may become three"

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 _LOOK_S = 0.25
 _HURRY_S = 7.0
 """Longest that a run may take to save when it is asked to stop."""
-_SILENT_S = 15.0
+_SILENT_S = 13.0
 _STARTING_S = 90.0
 _SHOT_LATELY_S = 60.0
 """A supervisor that falls silent again so soon needs more than another life: a new cluster."""

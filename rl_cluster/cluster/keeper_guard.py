@@ -13,7 +13,7 @@ from rl_cluster.cluster.keeper import launch
 from rl_cluster.cluster.telemetry_hub import TelemetryHub
 from rl_cluster.control import Control, PulseReader
 
-_KEEPER_SILENT_S = 15.0
+_KEEPER_SILENT_S = 13.0
 _DEAD_S = 1.0
 
 

@@ -94,7 +94,7 @@ class SupervisorActor:
     def add(self, task: str, added: AddedTask) -> None:
         """Take in a task that was prepared by the caller; it trains when the tier has room.
 
-        Where every task runs as configured, or they share GPUs, the run's own cluster is made anew
+        Where the tier has a place for it, or tasks share GPUs, the run's own cluster is made anew
         with room, and shares, for one more; one of others needs to have the room.
 
         Raises:
@@ -118,8 +118,8 @@ class SupervisorActor:
             self._run.wishes.added[task] = added.settings
             self._run.load.request(self._run.wishes.tier)
             self._run.keep_wish("task_added", task, "a person asked for it")
-            shares_gpus = bool(self._run.plan.machine.gpus)
-            if self._run.plan.has_own_cluster and (self._run.wishes.tier == CUSTOM or shares_gpus):
+            wants_room = self._run.wishes.tier == CUSTOM or self._run.load.wants_more_games
+            if self._run.plan.has_own_cluster and (wants_room or self._run.plan.machine.gpus):
                 self._run.enlarge_store(added.store_bytes)
 
     def rollback(self, task: str, version: int | None) -> int:
