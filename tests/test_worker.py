@@ -103,3 +103,14 @@ def test_a_place_that_is_emptied_since_it_is_wanted_no_more_does_not_recover() -
     says(worker, 1)
     says(worker, 2)
     assert worker.recovered_after_s(3_600.0) is None
+
+
+def test_a_new_actor_is_coming_until_it_gets_on_or_takes_too_long() -> None:
+    worker = Worker("learner:A", "A", "learner", DEADLINES)
+    assert not worker.is_coming(100.0), "nobody is there"
+    worker.fill(object(), 100.0)  # type: ignore[arg-type]
+    assert worker.is_coming(100.0) and not worker.is_coming(120.0)
+    says(worker, 1)
+    assert worker.is_coming(101.0)
+    says(worker, 2)
+    assert not worker.is_coming(101.0)

@@ -83,6 +83,11 @@ class Crew:
             for worker in group.workers()
         }
 
+    def is_changing(self, now_s: float) -> bool:
+        """Whether a worker may get on, and others wait for it, at any moment."""
+        workers = (worker for group in self.groups.values() for worker in group.workers())
+        return any(worker.is_coming(now_s) for worker in workers)
+
     def look(self, now_s: float) -> None:
         """Read what workers said; say who failed."""
         self._now_s = now_s

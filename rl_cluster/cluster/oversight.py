@@ -118,8 +118,8 @@ class Oversight:
         for task in self.wishes.parked.keys() & self.reports.keys():
             self.reports[task].end("failed", self.wishes.parked[task])
 
-    def tick(self) -> None:
-        """Look once, and do what follows from it."""
+    def tick(self) -> bool:
+        """Look once, and do what follows from it; whether the next look should come soon."""
         now_s = self._watch.look(time.monotonic())
         self._seat.hold()
         self.crew.look(now_s)
@@ -140,6 +140,7 @@ class Oversight:
                 self._node.look(self._figures.object_store_bytes is not None, now_s)
         self._keep_state(now_s)
         self.control.beat("supervisor")
+        return self.crew.is_changing(now_s)
 
     def _adjust_load(self, now_s: float) -> None:
         store, capacity = self._figures.object_store_bytes, self.plan.object_store_bytes
@@ -371,9 +372,8 @@ class Oversight:
         return str(ray.get_runtime_context().gcs_address)
 
     def _known_wishes(self) -> Wishes:
-        record = self.control.read("wishes")
         try:
-            if record is not None:
+            if (record := self.control.read("wishes")) is not None:
                 return Wishes.from_record(record)
         except ValueError as error:
             _log.error("wishes.json: %s", error)

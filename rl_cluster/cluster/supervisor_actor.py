@@ -158,9 +158,9 @@ class SupervisorActor:
             if self._run.control.requested("stop"):
                 return "interrupted", None
             if time.monotonic() >= due_s:
-                due_s = time.monotonic() + TICK_S
                 with self._lock:
-                    self._run.tick()
+                    is_changing = self._run.tick()
+                    due_s = time.monotonic() + (0.0 if is_changing else TICK_S)
                     if (state := self._run.natural_end()) is not None:
                         return state, None
             time.sleep(_LOOK_S)

@@ -30,6 +30,7 @@ from rl_cluster.supervision.health import (
 from rl_cluster.supervision.plan import Kind, WorkerRecord
 
 _HERE_S = 10.0  # for what was seen to be here
+_NEW_S = 15.0
 
 Notice = dict[str, str]
 """Kind, cause, action and detail of an incident, as its worker words it."""
@@ -64,6 +65,7 @@ class Worker:
         self._failures_s: list[float] = []
         self._cause, self._fruitless = "", 0
         self._down_s: float | None = None
+        self._filled_s = 0.0
         self._first_work: int | None = None
         self._line: RunQueue | None = None
 
@@ -79,7 +81,7 @@ class Worker:
 
     def fill(self, actor: Actor, now_s: float) -> None:
         """Take an actor of `epoch`: a new one, or one that an earlier supervisor started."""
-        self.actor = actor
+        self.actor, self._filled_s = actor, now_s
         self.status, self._first_work = None, None
         self._asked.clear()
         self._seen = Observation(None, now_s, now_s)
@@ -124,6 +126,11 @@ class Worker:
             return None
         down_s, self._down_s = self._down_s, None
         return now_s - down_s
+
+    def is_coming(self, now_s: float) -> bool:
+        """Whether its actor is new, and has yet to get on."""
+        new = self.actor is not None and now_s - self._filled_s < _NEW_S
+        return new and not self._was_fruitful
 
     def empty(self) -> None:
         """Kill the actor, if there is one; a place that is wanted no more does not recover."""

@@ -74,9 +74,12 @@ class RayCluster:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def add_node(self) -> None:
-        """Start one more raylet."""
-        self._start(f"--address={self.address}")
+    def add_node(self, *arguments: str) -> psutil.Process:
+        """Start one more raylet, with arguments of `ray start`."""
+        before = self._named("raylet")
+        self._start(f"--address={self.address}", *arguments)
+        (made,) = (raylet for raylet in self._named("raylet") if raylet not in before)
+        return made
 
     def nodes_beside_head(self) -> list[psutil.Process]:
         """Raylets that the cluster can do without."""
