@@ -238,7 +238,11 @@ def _install_service(arguments: argparse.Namespace) -> int:
 def _fetch(arguments: argparse.Namespace) -> int:
     from rl_cluster.checkpoint import CheckpointError, CheckpointStore
     from rl_cluster.remote import RemoteError, download
+    from rl_cluster.run_directory import is_in_use
 
+    if is_in_use(arguments.run):
+        stop = f"stop it with `rl-cluster stop {arguments.run}`, or name another directory"
+        return _complain(f"{arguments.run} is in use by a live run: {stop}", FAILED)
     store = CheckpointStore(arguments.run / arguments.task / "checkpoints", keep=1)
     try:
         print(download(arguments.url, store, arguments.best).path)

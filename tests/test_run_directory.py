@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -301,6 +302,36 @@ def test_a_run_can_be_reached_while_it_is_kept(tmp_path: Path) -> None:
         holder.wait()
         with pytest.raises(RunDirectoryError, match="is not running now"):
             read_address(path)
+
+
+def test_nothing_is_fetched_into_a_run_that_is_live(tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "mine")
+    before = sorted(path.rglob("*"))
+    with held_by_another_process(path, resume=True):
+        answer = subprocess.run(
+            [sys.executable, "-m", "rl_cluster.cli", "fetch", f"file://{tmp_path}", path, "Pong"],
+            capture_output=True,
+            text=True,
+        )
+    assert answer.returncode == 1 and f"rl-cluster stop {path}" in answer.stderr
+    assert sorted(path.rglob("*")) == before
+
+
+def test_a_run_that_is_starting_is_asked_to_stop_like_any_other(tmp_path: Path) -> None:
+    """Its cluster may take its time, or never come: that is when one wants to stop it."""
+    path = finished_run(tmp_path / "mine")
+    with held_by_another_process(path, resume=True) as holder:
+        command = [sys.executable, "-m", "rl_cluster.cli", "stop", path]
+        with subprocess.Popen(command) as stopping:
+            request = path / "control" / "stop.request"
+            deadline_s = time.monotonic() + 60
+            while not request.exists():
+                assert time.monotonic() < deadline_s and stopping.poll() is None
+                time.sleep(0.05)
+            os.kill(holder.pid, signal.SIGKILL)
+            holder.wait()
+            assert stopping.wait(60) == 0
+    assert not request.exists()
 
 
 def test_another_configuration_is_told_from_the_same(tmp_path: Path) -> None:
