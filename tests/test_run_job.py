@@ -99,6 +99,22 @@ def test_what_git_ignores_is_not_uploaded(cluster: JobCluster, tmp_path: Path) -
     assert sorted(files) == sorted((".gitignore", *kept))
 
 
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_whole_checkout_serves_as_the_working_directory(
+    cluster: JobCluster, tmp_path: Path
+) -> None:
+    """The run then works with the checkout's code, on the job's own cluster."""
+    run_dir = tmp_path / "checkout"
+    cluster.submit("checkout", ROOT, "rl-cluster", "train", "experiments/catch.yaml", "--run",
+                   run_dir, "--set", "cluster.address=auto", "max_seconds=600",
+                   "max_env_steps=2000")  # fmt: skip
+    ended, log = cluster.end_of("checkout", _START_S), cluster.log("checkout")
+    assert (ended["status"], ended["driver_exit_code"]) == ("SUCCEEDED", 0), log
+    assert task(run_dir)["env_steps"] >= 2000
+    until(lambda: not left(cluster, run_dir), _END_S, "the end of every process")
+
+
 def test_nobody_without_the_token_sees_or_submits_jobs(cluster: JobCluster) -> None:
     for body in (None, json.dumps({"entrypoint": "true"}).encode()):
         with pytest.raises(urllib.error.HTTPError) as refused:
