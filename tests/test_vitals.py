@@ -7,6 +7,14 @@ import re
 
 import pytest
 
+from rl_cluster.cluster.courier_actor import CourierActor
+from rl_cluster.cluster.evaluator_actor import EvaluatorActor
+from rl_cluster.cluster.field_actor import FieldActor
+from rl_cluster.cluster.learner_actor import LearnerActor
+from rl_cluster.cluster.reader_actor import ReaderActor
+from rl_cluster.cluster.replay_actor import ReplayActor
+from rl_cluster.cluster.rollout_actor import RolloutActor
+from rl_cluster.cluster.supervisor_actor import SupervisorActor
 from rl_cluster.cluster.vitals import Vitals
 from rl_cluster.cluster.weights_actor import WeightsActor
 
@@ -38,3 +46,22 @@ def test_the_holder_of_weights_names_every_tasks_newest() -> None:
 
     asyncio.run(publish())
     assert repr(weights).startswith("<weights: waiting, Pong 4, Catch 2;")
+
+
+@pytest.mark.parametrize(
+    "actor",
+    [
+        CourierActor,
+        EvaluatorActor,
+        FieldActor,
+        LearnerActor,
+        ReaderActor,
+        ReplayActor,
+        RolloutActor,
+        SupervisorActor,
+        WeightsActor,
+    ],
+)
+def test_one_whose_constructor_failed_can_still_be_named(actor: type) -> None:
+    """Ray asks for its name while it tells the error, and an error there would hide that."""
+    assert repr(actor.__new__(actor)) == f"<{actor.__name__}: not made>"

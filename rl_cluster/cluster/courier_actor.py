@@ -28,7 +28,7 @@ from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, cause_of, read
 from rl_cluster.cluster.evaluations import EvaluationError, Evaluations
 from rl_cluster.cluster.messages import Candidate, EvaluatorStatus, RunClock
-from rl_cluster.cluster.vitals import Vitals
+from rl_cluster.cluster.vitals import Vitals, once_made
 from rl_cluster.config import TaskConfig
 from rl_cluster.courier import (
     KEPT_POLICIES,
@@ -98,6 +98,7 @@ class CourierActor:
         self._held_back, self._considered_step = 0, -1
         self._vitals.keep(lambda: asyncio.run(self._run()), "courier")
 
+    @once_made
     def __repr__(self) -> str:
         """Name, state and the newest policy that rovers were told of."""
         sent = "nothing sent" if self._sent is None else f"policy {self._sent} sent"

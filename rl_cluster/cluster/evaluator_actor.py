@@ -17,7 +17,7 @@ from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import cause_of
 from rl_cluster.cluster.evaluations import EvaluationError, Evaluations
 from rl_cluster.cluster.messages import Candidate, EvaluatorStatus, RunClock
-from rl_cluster.cluster.vitals import Vitals
+from rl_cluster.cluster.vitals import Vitals, once_made
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.evaluation import GameResults
@@ -50,6 +50,7 @@ class EvaluatorActor:
         self._evaluations = Evaluations(task, self._dir, fence, self._vitals)
         self._vitals.keep(self._run, "evaluator")
 
+    @once_made
     def __repr__(self) -> str:
         """Name, state and the newest policy that was judged."""
         newest = self._evaluations.newest

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rl_cluster.cluster import names
 from rl_cluster.cluster.messages import notice
-from rl_cluster.cluster.vitals import Vitals
+from rl_cluster.cluster.vitals import Vitals, once_made
 from rl_cluster.config import TaskConfig
 from rl_cluster.control import Control
 from rl_cluster.fleet_settings import address_file
@@ -43,6 +43,7 @@ class FieldActor:
         self._notices: list[dict[str, str]] = []
         self._vitals.keep(self._run, "field")
 
+    @once_made
     def __repr__(self) -> str:
         """Name, state and how many rovers drive."""
         return self._vitals.line(names.field_name(self._task), f"{self._driving} rovers")

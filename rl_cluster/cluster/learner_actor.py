@@ -29,7 +29,7 @@ from rl_cluster.cluster.publisher import WeightsPublisher
 from rl_cluster.cluster.replay_client import ReplayClient
 from rl_cluster.cluster.saves import TaskSaves
 from rl_cluster.cluster.skips import Skips
-from rl_cluster.cluster.vitals import Vitals
+from rl_cluster.cluster.vitals import Vitals, once_made
 from rl_cluster.config import LearnerConfig, TaskConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.evaluation import Best
@@ -88,6 +88,7 @@ class LearnerActor:
         self._source: ReplayClient
         self._vitals.keep(self._run, "learner")
 
+    @once_made
     def __repr__(self) -> str:
         """Name, state, policy version and speed; before the learner is made, it has neither."""
         name, learner = names.learner_name(self._task), vars(self).get("_learner")

@@ -19,7 +19,7 @@ import numpy as np
 from rl_cluster.cluster import names
 from rl_cluster.cluster.messages import notice
 from rl_cluster.cluster.parcels import Collected
-from rl_cluster.cluster.vitals import Vitals
+from rl_cluster.cluster.vitals import Vitals, once_made
 from rl_cluster.config import TaskConfig
 from rl_cluster.field_report import FieldScores, save_view, write_status
 from rl_cluster.fleet_settings import stream_settings, stream_url
@@ -73,6 +73,7 @@ class ReaderActor:
         self._expired = 0
         """Messages that were said to be lost."""
 
+    @once_made
     def __repr__(self) -> str:
         """Name, state and speed."""
         read = 0 if self._intake is None else self._intake.status().messages

@@ -33,7 +33,7 @@ from rl_cluster.cluster.parcels import Delivery, Network, call_for_blocks
 from rl_cluster.cluster.placement import node_id
 from rl_cluster.cluster.receipts import Receipts
 from rl_cluster.cluster.replay_journal import BlockBack, ReplayJournal
-from rl_cluster.cluster.vitals import Vitals
+from rl_cluster.cluster.vitals import Vitals, once_made
 from rl_cluster.config import TaskConfig
 from rl_cluster.replay.block import BlockInfo
 from rl_cluster.replay.index import ReplayIndex, Sample
@@ -87,7 +87,7 @@ class ReplayActor:
         self._restoring: asyncio.Task[None] | None = None
         self._saved_priorities: dict[int, np.ndarray] = {}
         """Of blocks that have not come back yet."""
-        self._restored_blocks, self._doubles = 0, 0
+        self._restored_blocks, self._doubles, self._env_steps_before, self._episodes = 0, 0, 0, 0
         self._notices: list[dict[str, str]] = []
         self._receipts = Receipts(self.flush)
         self._known_messages: OrderedDict[str, None] = OrderedDict()
@@ -97,7 +97,6 @@ class ReplayActor:
         self._inserted, self._sampling = asyncio.Event(), asyncio.Lock()
         self._collectors: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, tuple[int, str]] = {}
-        self._env_steps_before, self._episodes = 0, 0
         self._returns = deque[float](maxlen=RETURNS_KEPT)
         self._lengths = deque[int](maxlen=RETURNS_KEPT)
         self._lags, self._ages = deque[int](maxlen=_RECENT), deque[int](maxlen=_RECENT)
@@ -112,6 +111,7 @@ class ReplayActor:
             replay.samples_per_insert, replay.min_transitions, slack, holds_inserts=not outside
         )
 
+    @once_made
     def __repr__(self) -> str:
         """Name, state, newest policy that it heard of, and how fast it grows."""
         speed = f"{self._vitals.per_s(self._index.inserted_transitions):.0f} transitions/s"

@@ -20,7 +20,7 @@ from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, Ref, is_here, read
 from rl_cluster.cluster.parcels import Collected, pack
 from rl_cluster.cluster.placement import node_id
-from rl_cluster.cluster.vitals import Vitals
+from rl_cluster.cluster.vitals import Vitals, once_made
 from rl_cluster.config import TaskConfig
 from rl_cluster.environments import make_environment, spec_of
 from rl_cluster.learner import build_network
@@ -124,6 +124,7 @@ class RolloutActor:
         self._has_begun = True
         return self._inbox()
 
+    @once_made
     def __repr__(self) -> str:
         """Name, state, version of its policy (-1: random) and speed."""
         speed = f"{self._vitals.per_s(self._env_steps):.0f} env steps/s"

@@ -20,6 +20,7 @@ from rl_cluster.cluster.oversight import TICK_S, Oversight
 from rl_cluster.cluster.placement import check_store
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_plan import RunPlan
+from rl_cluster.cluster.vitals import once_made
 from rl_cluster.preparation import AddedTask
 from rl_cluster.supervision.tiers import CUSTOM
 from rl_cluster.telemetry.summary import RunState, Summary
@@ -36,6 +37,7 @@ class SupervisorActor:
         self._run, self._lock = Oversight(run), threading.Lock()
         threading.Thread(target=self._run_for_ever, name="supervise", daemon=True).start()
 
+    @once_made
     def __repr__(self) -> str:
         """Name, state, each task's policy, and the speed of all together."""
         summary = self.summary()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import TypeVar
 
 import psutil
 
@@ -23,6 +24,25 @@ from rl_cluster.control import ProcessId
 from rl_cluster.supervision.health import Health, Phase
 
 _log = logging.getLogger(__name__)
+
+
+_Actor = TypeVar("_Actor")
+
+
+def once_made(line: Callable[[_Actor], str]) -> Callable[[_Actor], str]:
+    """For a `__repr__`: Ray asks for that of an actor whose constructor failed, too.
+
+    An error there would take the place of the constructor's own, which says what is wrong.
+    """
+
+    def said(actor: _Actor) -> str:
+        try:
+            return line(actor)
+        except AttributeError:
+            return f"<{type(actor).__name__}: not made>"
+
+    said.__doc__ = line.__doc__
+    return said
 
 
 class Vitals:

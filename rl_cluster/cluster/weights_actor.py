@@ -11,7 +11,7 @@ from collections import defaultdict
 
 from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Ref
-from rl_cluster.cluster.vitals import Vitals
+from rl_cluster.cluster.vitals import Vitals, once_made
 from rl_cluster.supervision.health import Health
 from rl_cluster.weights import PublishedWeights, WeightStore
 
@@ -24,6 +24,7 @@ class WeightsActor:
         self._store: WeightStore[list[Ref]] = WeightStore()
         self._published: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
+    @once_made
     def __repr__(self) -> str:
         """Name, state and the newest policy of every task."""
         newest = [f"{task} {version}" for task, version in self._store.versions().items()]
