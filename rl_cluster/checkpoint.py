@@ -35,6 +35,7 @@ from rl_cluster.checkpoint_format import (
     load,
     read_manifest,
 )
+from rl_cluster.disk import sync_directory
 from rl_cluster.fence import Fence
 
 __all__ = [
@@ -224,7 +225,7 @@ class CheckpointStore:
                 temporary.mkdir()
                 for file, content in files.items():
                     _write_synced(temporary / file, content)
-                _sync(temporary)
+                sync_directory(temporary)
             for path in pointing.values():
                 _write_synced(path, f"{name}\n".encode())
             yield temporary, pointing
@@ -236,13 +237,13 @@ class CheckpointStore:
     def _commit(self, name: str, temporary: Path, pointing: Mapping[str, Path]) -> None:
         temporary.rename(self.directory / name)
         self._refused.discard(name)
-        _sync(self.directory)
+        sync_directory(self.directory)
         self._point(pointing)
 
     def _point(self, pointing: Mapping[str, Path]) -> None:
         for pointer, written in pointing.items():
             written.replace(self.directory / pointer)
-        _sync(self.directory)
+        sync_directory(self.directory)
 
     def _pointed(self, pointer: str) -> str | None:
         try:
@@ -281,7 +282,7 @@ class CheckpointStore:
         """Create the directory, or remove what an interrupted save left in it."""
         if not self.directory.is_dir():
             self.directory.mkdir(parents=True)
-            _sync(self.directory.parent)
+            sync_directory(self.directory.parent)
         for path in self.directory.glob("*.tmp-*"):
             if path.is_dir():
                 # One that a frozen writer still adds to may resist; the next save tries again.
@@ -312,12 +313,3 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    """Make the names in `directory` durable; a rename alone survives no power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_cluster.boot_journal import present_boot_id
+from rl_cluster.disk import sync_directory
 from rl_cluster.telemetry.jsonl import put_aside
 from rl_cluster.telemetry.summary import write_text_atomically
 
@@ -104,6 +105,15 @@ class Control:
         """
         text = json.dumps(content, allow_nan=False, indent=1)
         write_text_atomically(self.path / f"{name}.json", text)
+
+    def keep(self, name: str, content: dict[str, Any]) -> None:
+        """Replace NAME.json, so that a power failure after this returns leaves the new one.
+
+        Raises:
+          OSError: the disk is full or gone.
+        """
+        self.write(name, content)
+        sync_directory(self.path)
 
     def has_written(self, name: str, content: dict[str, Any]) -> bool:
         """`write`, where a disk that refuses is named in the log, and stops nothing."""

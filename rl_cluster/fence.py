@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rl_cluster.disk import sync_directory
+
 _COPY_BYTES = 4096
 _HOLD_TIMEOUT_S = 10.0
 _POLL_S = 0.005
@@ -149,11 +151,7 @@ def _create(path: Path, copy: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(path.parent)
 
 
 @contextmanager

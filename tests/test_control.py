@@ -181,6 +181,18 @@ def test_a_role_is_signed_by_one_process_after_the_other(tmp_path: Path) -> None
     assert signed is not None and not signed.alive
 
 
+def test_what_is_kept_has_its_name_on_disk_when_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rename alone is undone by a power failure."""
+    synced: list[int] = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), sync(fd)))
+    control = Control(tmp_path)
+    control.keep("wishes", {"tier": "light"})
+    assert synced == [(control.path / "wishes.json").stat().st_ino, control.path.stat().st_ino]
+
+
 def test_what_says_nothing_is_put_aside_and_named(tmp_path: Path) -> None:
     control = Control(tmp_path)
     assert control.put_aside("wishes") is None

@@ -360,7 +360,7 @@ class Oversight:
     def keep_wish(self, kind: str, task: str | None, cause: str) -> None:
         """Write down what a person asked for, and that it was asked."""
         self.hub.incident(task, None, kind, cause, "done between two steps")
-        self.control.write("wishes", self.wishes.to_record())
+        self.control.keep("wishes", self.wishes.to_record())
 
     def _compose(self, state: RunState) -> Summary:
         tier: Tier = {"requested": self.load.state.requested, "effective": self.load.effective}

@@ -24,20 +24,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rl_cluster.disk import free_bytes, sync_directory
 from rl_cluster.replay.block import Block
 from rl_cluster.replay.journal_format import encode, end_mark
 from rl_cluster.replay.journal_segments import (
     SEGMENT_IDS,
     RefusedRecord,
     RestoredBlock,
-    free_bytes,
     list_segments,
     messages_in,
     newest_first,
     newest_schema,
     next_block_id,
     segment_name,
-    sync_directory,
 )
 
 SEGMENT_BYTES = 16 << 20

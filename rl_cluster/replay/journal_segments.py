@@ -249,18 +249,3 @@ def _read(descriptor: int, at: int, size: int) -> bytes:
         parts.append(part)
         at, size = at + len(part), size - len(part)
     return b"".join(parts)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def free_bytes(directory: Path) -> int:
-    """Bytes that its disk still takes from us."""
-    disk = os.statvfs(directory)
-    return disk.f_bavail * disk.f_frsize
