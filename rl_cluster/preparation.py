@@ -29,6 +29,7 @@ from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.fleet_settings import check_usable
 from rl_cluster.levers import LIVE
 from rl_cluster.machine import Machine, detect
+from rl_cluster.promised_store import promised_bytes
 from rl_cluster.remote import RemoteError, check_url
 from rl_cluster.resident import resident_bytes
 from rl_cluster.run_directory import RunDirectory, is_in_use
@@ -64,11 +65,11 @@ class PreparedRun:
         return min(self.machine.shared_memory_bytes, wanted)
 
 
-def prepare(config: RunConfig, promised_bytes: int = 0) -> PreparedRun:
+def prepare(config: RunConfig, taken_bytes: int = 0) -> PreparedRun:
     """Settle a configuration on this machine.
 
     Args:
-      promised_bytes: memory that is free now, and will not be: replay of others that still fills.
+      taken_bytes: memory that is free now, and will not be: replay of others that still fills.
 
     Raises:
       ConfigError: an environment, a device or a network that cannot be.
@@ -79,8 +80,8 @@ def prepare(config: RunConfig, promised_bytes: int = 0) -> PreparedRun:
     machine = detect()
     machine = replace(
         machine,
-        memory_bytes=max(0, machine.memory_bytes - promised_bytes),
-        shared_memory_bytes=max(0, machine.shared_memory_bytes - promised_bytes),
+        memory_bytes=max(0, machine.memory_bytes - taken_bytes),
+        shared_memory_bytes=max(0, machine.shared_memory_bytes - taken_bytes),
     )
     effective = resolve(config, machine)
     specs, demands, reasons = {}, [], {}
@@ -173,21 +174,20 @@ def prepare_added(run_dir: Path, task: str, settings: Mapping[str, Any]) -> Adde
     defaults["env"]["name"] = ""  # another game, of the same kind
     tree["tasks"] = {task: dict(settings)}
     config = from_mapping(tree | {"defaults": defaults})
-    prepared = prepare(config, _promised_bytes(run_dir))
+    prepared = prepare(config, _unfilled_bytes(run_dir))
     added = prepared.effective.config.tasks[task]
     plain = to_mapping(prepared.effective.config)["tasks"][task]
     store_bytes = prepared.store_capacity_bytes
     return AddedTask(added, plain, prepared.specs[task], uuid.uuid4().hex[:12], store_bytes)
 
 
-def _promised_bytes(run_dir: Path) -> int:
+def _unfilled_bytes(run_dir: Path) -> int:
     """Object store that a live run was admitted with, and has not filled yet."""
     if not is_in_use(run_dir):
         return 0
-    session, summary = Control(run_dir).read("session"), RunDirectory(run_dir).earlier_summary()
-    admitted = session["object_store_bytes"] if session else 0
+    summary = RunDirectory(run_dir).earlier_summary()
     filled = summary["object_store_bytes"] if summary else None
-    return max(0, admitted - (filled or 0))
+    return max(0, promised_bytes(Control(run_dir)) - (filled or 0))
 
 
 def with_added(config: RunConfig, tasks: Mapping[str, Mapping[str, Any]]) -> RunConfig:

@@ -95,6 +95,17 @@ def test_the_best_is_told_to_the_learner_that_follows_before_a_candidate_is_aske
     ]
 
 
+def test_an_evaluator_that_begins_tells_what_the_one_before_may_not_have_told(
+    evaluations: Evaluations, tmp_path: Path
+) -> None:
+    assert evaluations.take(evaluation(0.9, 7), Candidate("step-7", 7, None))
+    fence = Fence(tmp_path / "epoch", advance(tmp_path / "epoch", 1.0))
+    heir = Evaluations(tmp_path.name, tmp_path, fence, Vitals(2, "working"))
+    keeping = learner(tmp_path)
+    assert heir.candidate() is not None
+    assert read(keeping.seen.remote(), 60.0) == (Best(0.9, 7), 1)
+
+
 def test_while_the_learner_s_disk_refuses_the_best_keeps_its_place_as_candidate(
     evaluations: Evaluations, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from rl_cluster.cluster.keeper import _take_up
 from rl_cluster.control import Control
-from rl_cluster.run_directory import RunDirectory
+from rl_cluster.run_directory import ClusterAddress, RunDirectory
 from rl_cluster.service import IN_USE, RUN_FAILED
 
 SESSION = {"id": "first", "wall_before_s": 5.0, "object_store_bytes": 1}
@@ -43,6 +43,25 @@ def test_a_run_that_is_over_stays_over(control: Control, tmp_path: Path, state: 
     control.write("ended", {"state": state, "reason": None})
     assert take_up(tmp_path) == 0
     assert control.read("ended") is not None
+
+
+def test_a_run_that_was_complete_when_the_host_ended_it_stays_over(
+    control: Control, tmp_path: Path
+) -> None:
+    control.request("leave")
+    control.write("ended", {"state": "completed", "reason": None})
+    assert take_up(tmp_path) == 0
+
+
+def test_on_a_cluster_of_others_the_host_s_own_stop_is_over_after_the_boot(
+    control: Control, tmp_path: Path
+) -> None:
+    """Nobody can tell from here whether that cluster lives."""
+    for request in ("leave", "stop"):
+        control.request(request)
+    RunDirectory(tmp_path).write_address(ClusterAddress("10.0.0.1:6379", "run", ()))
+    assert take_up(tmp_path) is None
+    assert not control.requested("stop")
 
 
 def test_a_run_that_the_host_itself_ended_is_gone_on_with(control: Control, tmp_path: Path) -> None:

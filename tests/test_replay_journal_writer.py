@@ -116,6 +116,36 @@ def test_where_all_are_kept_the_first_blocks_of_a_journal_are_written_again_too(
     made.close(5.0)
 
 
+def test_where_all_are_kept_a_disk_that_neither_writes_nor_syncs_for_a_while_loses_none(
+    tmp_path: Path, failing_syncs: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write that fails has the open segment synced, which fails, too."""
+    write = os.write
+
+    def failing(descriptor: int, data: Any) -> int:
+        if failing_syncs.is_set():
+            raise OSError(5, "Input/output error")
+        return write(descriptor, data)
+
+    limits = JournalLimits(1 << 40, 0, 1 << 20, flush_s=1e9, retry_s=0.1)
+    journal = Journal(JournalPlace(tmp_path, SCHEMA, None), limits)
+    made = JournalWriter(journal, numbered_block, keeps_all=True)
+    offer(made, range(2))
+    assert made.flush(5.0)
+    offer(made, range(2, 4))
+    wait_until(lambda: journal.next_block_id == 4 and not journal.is_synced)
+    monkeypatch.setattr(os, "write", failing)
+    failing_syncs.set()
+    offer(made, range(4, 6))
+    wait_until(lambda: made.status().state == "paused")
+    time.sleep(1.0)  # it tries again meanwhile
+    failing_syncs.clear()
+    wait_until(lambda: made.flush(1.0))
+    assert ids_in(tmp_path) == [5, 4, 3, 2, 1, 0]
+    assert made.status().lacking == 0 and made.status().state == "writing"
+    made.close(5.0)
+
+
 def test_a_write_that_fails_leaves_what_was_written_before_it_synced(tmp_path: Path) -> None:
     """The journal leaves that segment, and later syncs are of another."""
     (tmp_path / "disk").mkdir()

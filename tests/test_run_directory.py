@@ -19,7 +19,7 @@ from small_disk import fill, small_disk
 from telemetry_samples import run_summary
 
 from rl_cluster.config_file import from_mapping, load
-from rl_cluster.control import ProcessId
+from rl_cluster.control import Control, ProcessId
 from rl_cluster.effective import resolve
 from rl_cluster.machine import Machine
 from rl_cluster.run_directory import (
@@ -332,6 +332,8 @@ def test_a_run_that_is_starting_is_asked_to_stop_like_any_other(tmp_path: Path) 
             holder.wait()
             assert stopping.wait(60) == 0
     assert not request.exists()
+    ended = Control(path).read("ended")
+    assert ended is not None and ended["state"] == "interrupted", "no boot goes on with it"
 
 
 def test_another_configuration_is_told_from_the_same(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_task_whose_checkpoints_are_refused_does_not_keep_the_others_from_trai
     run = prepared("A", "B")
     save(tmp_path, "A", run, "known")
     damage(save(tmp_path, "B", run, "lost"))
-    plan = plan_of(run, tmp_path)
+    plan = plan_of(run, tmp_path, {})
     assert plan.tracker_ids["A"] == "known" and plan.tracker_ids["B"] != "lost"
     assert list(plan.specs) == ["A", "B"]
 
@@ -48,14 +48,14 @@ def test_where_those_of_every_task_are_refused_so_is_the_run(tmp_path: Path) -> 
     for task in ("A", "B"):
         damage(save(tmp_path, task, run, "lost"))
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        plan_of(run, tmp_path)
+        plan_of(run, tmp_path, {})
 
 
 def test_a_supervisor_that_is_made_again_takes_in_what_joined_since(tmp_path: Path) -> None:
     """Ray makes it from what the first one was made from."""
     both = prepared("A", "B")
     settings = to_mapping(both.effective.config)["tasks"]["B"]
-    plan = plan_of(prepared("A"), tmp_path)
+    plan = plan_of(prepared("A"), tmp_path, {})
     save(tmp_path, "B", both, "B's own")
     plan.take_in({"B": settings})
     assert plan.config.tasks["B"] == both.effective.config.tasks["B"]
@@ -63,3 +63,17 @@ def test_a_supervisor_that_is_made_again_takes_in_what_joined_since(tmp_path: Pa
     before = plan.config.tasks["A"]
     plan.take_in({"B": settings})
     assert list(plan.config.tasks) == ["A", "B"] and plan.config.tasks["A"] is before
+
+
+def test_a_task_that_was_removed_and_added_otherwise_is_taken_in_as_it_is_now(
+    tmp_path: Path,
+) -> None:
+    both = prepared("A", "B")
+    settings = to_mapping(both.effective.config)["tasks"]["B"]
+    plan = plan_of(both, tmp_path, {"B": settings})
+    fitted = plan.config.tasks["B"]
+    plan.take_in({"B": settings})
+    assert plan.config.tasks["B"] is fitted, "what this machine made of the same settings stays"
+    other = settings | {"learner": settings["learner"] | {"batch": 7}}
+    plan.take_in({"B": other})
+    assert plan.config.tasks["B"].learner.batch == 7

@@ -121,6 +121,7 @@ def test_a_best_that_the_disk_refuses_has_to_be_asked_for_again(tmp_path: Path) 
     assert kinds(own) == ["best_not_kept"]
     pointers.rmdir()
     assert own.take_best(best) and own.best == best
+    assert own.take_best(Best(0.4, 1)) and own.best == best, "it keeps a better one"
 
 
 def test_a_best_whose_checkpoint_is_gone_is_said_and_not_asked_for_again(tmp_path: Path) -> None:

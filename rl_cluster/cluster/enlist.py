@@ -68,10 +68,9 @@ def enlist(run_dir: Path) -> int:
     """Enlist the supervisor of the run in a directory; return an exit code."""
     control = Control(run_dir)
     try:
-        wishes = control.read("wishes") or {}
-        config = with_added(load(run_dir / "config.yaml"), wishes.get("added", {}))
-        prepared = prepare(config)
-        plan = plan_of(prepared, run_dir)
+        added = (control.read("wishes") or {}).get("added", {})
+        prepared = prepare(with_added(load(run_dir / "config.yaml"), added))
+        plan = plan_of(prepared, run_dir, added)
         cluster = _join_cluster(run_dir)
         if not cluster.daemons:
             check_store(prepared.admission.object_store_bytes)

@@ -52,7 +52,7 @@ class Evaluations:
         earlier = self._earlier()
         self.newest = earlier[-1] if earlier else None
         self.best = _best_of(earlier)
-        self._untold: Best | None = None
+        self._untold = self.best
 
     def _earlier(self) -> list[Evaluation]:
         try:

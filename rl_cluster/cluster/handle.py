@@ -7,6 +7,7 @@ or dies, changes nothing for who holds it. What it shows is read from files: see
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -210,12 +211,22 @@ def _supervisor_at(cluster: ClusterAddress) -> Iterator[Actor]:
 
 def _check_connected_to(cluster: ClusterAddress) -> None:
     # A run of the same name there would be steered instead.
-    if (here := runtime.gcs_address()) != cluster.address:
+    here = runtime.gcs_address()
+    if here != cluster.address and _resolved(here) != _resolved(cluster.address):
         raise RunUnreachable(
             f"the run {cluster.namespace} is on the cluster at {cluster.address}, but this process "
             f"is connected to the one at {here}: call ray.shutdown() first, the run's handle "
             "connects by itself"
         )
+
+
+def _resolved(address: str) -> tuple[str, str]:
+    """Host, as a number where its name is known, and port."""
+    host, _, port = address.rpartition(":")
+    try:
+        return socket.gethostbyname(host), port
+    except OSError:
+        return host, port
 
 
 def _names_in(namespace: str) -> list[str]:

@@ -340,7 +340,9 @@ def _take_up(directory: RunDirectory) -> int | None:
     """Take a run that was cut off; the exit code where there is none, or another keeps it."""
     control = Control(directory.path)
     ended, session = control.read("ended"), control.read("session")
-    over = ended is not None and ended["state"] != "failed" and not control.requested("leave")
+    leaves = control.requested("leave")
+    goes_on = {"failed": True, "interrupted": leaves}
+    over = ended is not None and not goes_on.get(ended["state"], False)
     if session is None or over:
         damage = None if session is not None else control.put_aside("session")
         _log.info("%s: %s", directory.path, damage or "no run that was cut off: nothing to keep")
@@ -351,14 +353,14 @@ def _take_up(directory: RunDirectory) -> int | None:
         _log.info("%s", error)
         return IN_USE
     cluster = read_cluster(directory.path)
-    if control.requested("leave") and (cluster is None or not cluster.alive):
+    if leaves and not (cluster and cluster.daemons and cluster.alive):
         control.clear("stop")
         control.clear("leave")
     if ended is not None:
-        control.forget("end")
-        control.forget("ended")
         if ended["state"] == "failed":
             _try_all_again(directory, control, session)
+        control.forget("end")
+        control.forget("ended")
     return None
 
 

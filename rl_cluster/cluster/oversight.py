@@ -111,10 +111,12 @@ class Oversight:
         if same_session:
             # Those that were leaving, too: nobody else would end their workers.
             self.crew.restore(state["workers"], 0.0, tasks if same_cluster else ())
-            for task, ended in state["ended"].items():
-                self.reports[task].end(*ended)
+            for task in state["ended"].keys() & self.reports.keys():
+                if state["ended"][task][0] != "failed":
+                    self.reports[task].end(*state["ended"][task])
         else:
             self.wishes.try_all_again()
+            self._wishes_kept = False
         for task in self.wishes.parked.keys() & self.reports.keys():
             self.reports[task].end("failed", self.wishes.parked[task])
 
@@ -154,18 +156,12 @@ class Oversight:
         fewer = self.load.state.load.games < games
         if self.load.memory_is_short and fewer and self.plan.has_own_cluster:
             # The object store never gives memory back to the host: only a new one is smaller.
-            self._recycle(now_s)
+            self.recycle()
 
-    def enlarge_store(self, more_bytes: int) -> None:
-        """Have the cluster made anew with so much more object store."""
-        session = self.control.read("session") or {}
-        wanted = session["object_store_bytes"] + more_bytes
-        self.control.write("session", session | {"object_store_bytes": wanted})
-        self._recycle(self._watch.look(time.monotonic()))
-
-    def _recycle(self, now_s: float) -> None:
+    def recycle(self) -> None:
+        """Have the run's own cluster made anew."""
         self._save(self.live_tasks(), _CALM_SAVE_TIMEOUT_S)
-        self._keep_state(now_s)
+        self._keep_state(self._watch.look(time.monotonic()))
         self.control.request("recycled")
 
     def _able(self) -> dict[str, int]:

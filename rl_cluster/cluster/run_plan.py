@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class RunPlan:
     most_games: int
     """Tasks that fit the machine's memory at once."""
     object_store_bytes: int
+    added: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings of the tasks that had joined when this was made."""
 
     @property
     def config(self) -> RunConfig:
@@ -53,7 +55,7 @@ class RunPlan:
     def take_in(self, added: Mapping[str, Mapping[str, Any]]) -> None:
         """Take in the tasks that joined since the plan was made, from their settings."""
         for task, settings in added.items():
-            if task not in self.config.tasks:
+            if self.added.get(task) != settings:
                 config = from_mapping({"tasks": {task: settings}}).tasks[task]
                 spec = specify(config)
                 try:
@@ -61,11 +63,13 @@ class RunPlan:
                 except CheckpointError as error:
                     tracker_id = _left_to_its_learner(task, error)
                 self.config.tasks[task], self.specs[task] = config, spec
-                self.tracker_ids[task] = tracker_id
+                self.tracker_ids[task], self.added[task] = tracker_id, settings
 
 
-def plan_of(prepared: PreparedRun, run_dir: Path) -> RunPlan:
-    """The plan of a run that may start, in its directory.
+def plan_of(
+    prepared: PreparedRun, run_dir: Path, added: Mapping[str, Mapping[str, Any]]
+) -> RunPlan:
+    """The plan of a run that may start, in its directory; `added` are part of it.
 
     A task whose checkpoints are refused is left to its learner, which fails, and is parked with
     the reason while the others go on.
@@ -92,6 +96,7 @@ def plan_of(prepared: PreparedRun, run_dir: Path) -> RunPlan:
         machine=prepared.machine,
         most_games=prepared.most_games,
         object_store_bytes=prepared.store_capacity_bytes,
+        added=dict(added),
     )
 
 

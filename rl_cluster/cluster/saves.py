@@ -122,6 +122,8 @@ class TaskSaves:
         Returns:
           Whether that is settled; False: the disk refused, so it has to be asked for again.
         """
+        if self.best is not None and self.best.mean_return >= best.mean_return:
+            return True
         try:
             path = self._store.mark_best(best.step)
         except CheckpointError as error:

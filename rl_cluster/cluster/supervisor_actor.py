@@ -22,6 +22,7 @@ from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_plan import RunPlan
 from rl_cluster.cluster.vitals import once_made
 from rl_cluster.preparation import AddedTask
+from rl_cluster.promised_store import promise, promised_bytes
 from rl_cluster.supervision.tiers import CUSTOM
 from rl_cluster.telemetry.summary import RunState, Summary
 
@@ -108,8 +109,9 @@ class SupervisorActor:
                 raise ValueError(f"{task} is a task of this run already")
             if task in self._run.reports and not self._run.crew.groups[task].is_empty:
                 raise ValueError(f"{task} still saves and leaves: try again in a few seconds")
-            if self._run.wishes.tier == CUSTOM and not self._run.plan.has_own_cluster:
-                check_store(self._run.plan.object_store_bytes + added.store_bytes)
+            wants_room = self._run.wishes.tier == CUSTOM or self._run.load.wants_more_games
+            if wants_room and not self._run.plan.has_own_cluster:
+                check_store(promised_bytes(self._run.control) + added.store_bytes)
             self._run.plan.config.tasks[task] = added.config
             self._run.forget_changes(task)
             self._run.plan.specs[task] = added.spec
@@ -118,11 +120,13 @@ class SupervisorActor:
             self._run.reports[task] = TaskReport(group, None)
             self._run.wishes.removed.discard(task)
             self._run.wishes.added[task] = added.settings
+            self._run.wishes.try_again(task)
             self._run.load.request(self._run.wishes.tier)
             self._run.keep_wish("task_added", task, "a person asked for it")
-            wants_room = self._run.wishes.tier == CUSTOM or self._run.load.wants_more_games
+            if wants_room:
+                promise(self._run.control, added.store_bytes)
             if self._run.plan.has_own_cluster and (wants_room or self._run.plan.machine.gpus):
-                self._run.enlarge_store(added.store_bytes)
+                self._run.recycle()
 
     def rollback(self, task: str, version: int | None) -> int:
         """Send a fleet's rovers an earlier policy, as the new version that is returned."""

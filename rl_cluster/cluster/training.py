@@ -141,4 +141,6 @@ def stop_run(run_dir: Path) -> None:
         time.sleep(_LOOK_S)
         if time.monotonic() > deadline_s:
             runtime.end_processes(run_dir.absolute())
+    if control.read("ended") is None:  # whoever keeps runs at the next boot must know
+        control.keep("ended", {"state": "interrupted", "reason": "it was ended as it was"})
     control.clear("stop")

@@ -38,6 +38,7 @@ class WeightsActor:
         """Take a publication; `payload` holds one reference, in a list so that Ray passes it on."""
         kept = self._store.publish(task, epoch, version, payload)
         if kept:
+            self._vitals.progress()
             self._published.pop(task, asyncio.Event()).set()
         return kept
 

@@ -215,7 +215,8 @@ class Journal:
     def take_back(self) -> list[int]:
         """Cut off the blocks that a failed sync leaves unsure, to be appended again in this order.
 
-        Call it before the next `append`, or not at all: they may well be on disk.
+        And after them the one that was skipped last, if any. Call it before each `append`, or
+        never: they may well be on disk.
         """
         unsure, self._unsure = self._unsure, []
         if unsure:
@@ -225,6 +226,7 @@ class Journal:
             self.nbytes -= held.nbytes - held.synced_bytes
             held.nbytes = held.synced_bytes
             self._forget_empty()
+            self.lacking -= self._skipped_id >= 0
             self.next_block_id, self._skipped_id = unsure[0], -1
         return unsure
 
@@ -355,6 +357,7 @@ class Journal:
     def _forget_empty(self) -> None:
         """An empty segment's name would be in the way of the next one."""
         if self._held and self._held[-1].nbytes == 0:
+            self._life = secrets.token_hex(4)  # where the disk keeps it all the same
             with contextlib.suppress(OSError), self._hold():
                 self._held.pop().path.unlink(missing_ok=True)
 

@@ -73,7 +73,7 @@ class JournalWriter:
         self._changed = threading.Condition()
         self._waiting: deque[_Waiting | threading.Event] = deque()
         self._written: list[_Waiting] = []
-        """Where all are kept: what is not known to be on disk yet."""
+        """Where all are kept: what was appended, and is not known to be on disk yet."""
         self._waiting_bytes, self._below = 0, 0
         self._skipped, self._behind = 0, False
         self._gone, self._closed, self._failed = 0, False, False
@@ -198,26 +198,38 @@ class JournalWriter:
 
     def _settle(self) -> None:
         """Where all are kept, write again what a failed sync leaves unsure."""
-        while self._keeps_all and (unsure := set(self._journal.take_back())):
-            for item in [item for item in self._written if item.block_id in unsure]:
-                self._append(item)
-        if self._journal.is_synced:
-            self._written.clear()
-
-    def _append(self, item: _Waiting) -> None:
-        block = self._fetch(item.handle)
-        if block is None:
-            self._gone += 1
-            return
-        while not self._journal.append(item.block_id, block):
-            if not self._keeps_all or self._closed:
-                break
-            time.sleep(_TRY_AGAIN_S)
+        if self._keeps_all:
+            self._write_all([])
+            if self._journal.is_synced:
+                self._written.clear()
 
     def _write(self, item: _Waiting) -> None:
         if self._keeps_all:
-            self._written.append(item)
-        self._append(item)
+            self._write_all([item])
+        elif (block := self._block_of(item)) is not None:
+            self._journal.append(item.block_id, block)
         with self._changed:
             self._waiting_bytes -= item.nbytes
             self._caught_up()
+
+    def _write_all(self, items: list[_Waiting]) -> None:
+        """Append until the disk has taken all, after those that it turns out not to have."""
+        todo = deque(items)
+        while not self._closed or todo:
+            if unsure := set(self._journal.take_back()):
+                todo.extendleft([w for w in reversed(self._written) if w.block_id in unsure])
+                self._written = [w for w in self._written if w.block_id not in unsure]
+            if not todo:
+                return
+            block = self._block_of(todo[0])
+            if block is None or self._journal.append(todo[0].block_id, block):
+                self._written.append(todo.popleft())
+            elif self._closed:
+                return
+            else:
+                time.sleep(_TRY_AGAIN_S)
+
+    def _block_of(self, item: _Waiting) -> Block | None:
+        block = self._fetch(item.handle)
+        self._gone += block is None
+        return block
