@@ -6,6 +6,7 @@ Those of Kubernetes are read by Ray's code and by bash; nothing here has KubeRay
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -49,15 +50,35 @@ def test_an_unknown_key_would_be_found(path: Path) -> None:
 @pytest.mark.parametrize("path", LAUNCHED, ids=lambda path: str(path.name))
 @pytest.mark.parametrize("kind", ["head", "worker"])
 def test_nodes_start_with_a_token_and_options_that_ray_knows(path: Path, kind: str) -> None:
-    stop, start = read(path)[f"{kind}_start_ray_commands"]
-    assert stop.endswith("ray stop") and "RAY_AUTH_MODE=token" in start
-    before, _, arguments = start.rpartition("ray start ")
+    commands = "; ".join(read(path)[f"{kind}_start_ray_commands"])
+    before, _, behind = commands.rpartition("ray start ")
+    assert "ray stop;" in before and "RAY_AUTH_MODE=token" in before
     # What a shell would fill in.
+    arguments = behind.partition(";")[0]
     plain = re.sub(r"\$\([^)]*\)|\$RAY_HEAD_IP", "192.0.2.10", arguments)
     options = ray_start.make_context("ray start", shlex.split(plain)).params
     assert options["head"] is (kind == "head") and options["object_store_memory"] > 0
     assert "dashboard" not in arguments or options["dashboard_host"] == "127.0.0.1"
     assert "ulimit -n" in before
+
+
+@pytest.mark.parametrize(("failures", "code"), [(0, 0), (2, 0), (3, 1)])
+def test_a_worker_whose_start_fails_is_tried_three_times(
+    tmp_path: Path, failures: int, code: int
+) -> None:
+    """Ray's autoscaler tries once and never again."""
+    (command,) = read(ROOT / "ray_cluster.yaml")["worker_start_ray_commands"]
+    ray = tmp_path / "ray"
+    ray.write_text(
+        f'#!/bin/sh\necho "$1" >> {tmp_path}/asked\n'
+        f"test $1 = stop || test $(grep -c start {tmp_path}/asked) -gt {failures}\n"
+    )
+    ray.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", command], env=environment)
+    tries = min(failures + 1, 3)
+    assert done.returncode == code
+    assert (tmp_path / "asked").read_text().split() == ["stop", "start"] * tries
 
 
 @pytest.mark.parametrize("path", LAUNCHED, ids=lambda path: str(path.name))
