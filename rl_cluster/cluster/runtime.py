@@ -46,6 +46,9 @@ _SYSTEM = {
     "automatic_object_spilling_enabled": False,
     # Ray would give every worker niceness 15, and evaluation could not yield any further.
     "worker_niceness": 0,
+    # A raylet ends itself when its agent, which imports much, takes longer: 15 s is less than a
+    # busy host needs.
+    "agent_register_timeout_ms": 60_000,
 }
 
 
