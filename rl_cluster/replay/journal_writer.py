@@ -190,11 +190,11 @@ class JournalWriter:
         self._journal.close()
 
     def _flush(self) -> None:
-        self._journal.flush()
-        self._settle()
-        while self._keeps_all and not self._journal.is_synced and not self._closed:
+        while True:
             self._journal.flush()
             self._settle()
+            if not self._keeps_all or self._journal.is_synced or self._closed:
+                return
 
     def _settle(self) -> None:
         """Where all are kept, write again what a failed sync leaves unsure."""
