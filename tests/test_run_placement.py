@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 from chaos.raylets import RayCluster
 from chaos.support import CATCH, SETTINGS, ChaosRun
+
+from rl_cluster.cluster.placement import MOVE_PERIOD_S
 
 pytestmark = pytest.mark.long
 
@@ -34,6 +37,26 @@ def test_rollouts_go_to_labelled_nodes_with_free_cores_and_wait_for_one_where_th
             run.until(lambda: len(rollouts_on(run, second)) == 1, 60, "the other rollout")
             assert len(rollouts_on(run, first)) == 1
             assert not run.incidents(kind="worker_failed"), run.story()
+            run.end_well()
+
+
+@pytest.mark.timeout(400)
+def test_rollouts_are_made_where_there_are_fewest_and_one_moves_to_a_node_that_comes_later(
+    tmp_path: Path,
+) -> None:
+    with RayCluster(2) as cluster:
+        address = f"cluster.address={cluster.address}"
+        rollouts = "defaults.rollout.actors=4"
+        with ChaosRun(CATCH, tmp_path / "run", *SETTINGS, rollouts, address) as run:
+            run.await_training()
+            (worker,) = cluster.nodes_beside_head()
+            run.until(lambda: len(run.role("rollout")) == 4, 60, "four rollouts")
+            assert len(rollouts_on(run, worker)) == 2
+            assert not run.incidents(kind="rollout_moved"), run.story()
+            late = cluster.add_node()
+            run.until(lambda: len(rollouts_on(run, late)) == 1, 60, "a rollout on the late node")
+            time.sleep(2 * MOVE_PERIOD_S)
+            assert len(run.incidents(kind="rollout_moved")) == 1, run.story()
             run.end_well()
 
 

@@ -20,7 +20,10 @@ from rl_cluster.supervision.spread import emptiest, task_of, to_be_moved
 
 _SHARE = 0.001
 """Of a host's resource, which is 1.0 in all."""
-_MOVE_PERIOD_S = 10.0
+_A_BYTE = 1
+"""Of a node's memory, as Ray counts it: an actor that asks for nothing goes to a node at random,
+whatever node it is softly bound to (Ray's `ClusterResourceScheduler::GetBestSchedulableNode`)."""
+MOVE_PERIOD_S = 10.0
 """Between two moves: as long as a rollout takes to be made on a busy node."""
 
 
@@ -80,7 +83,8 @@ class RolloutPlaces:
             return self._by_ray()
         node = emptiest(nodes, self._node_of, task_of(name))
         self._node_of[name] = node
-        return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
+        bound = NodeAffinitySchedulingStrategy(node, soft=True)
+        return {"scheduling_strategy": bound, "memory": _A_BYTE}
 
     def misplaced(self, rollouts: Mapping[str, str | None], now_s: float) -> str | None:
         """A rollout to be made anew, since another node has fewer per core; now and then one.
@@ -89,7 +93,7 @@ class RolloutPlaces:
           rollouts: all that there are, by name: the node that each says it is on, if it does.
           now_s: the supervisor's watch.
         """
-        if self._one_node or self._wanted or now_s - self._looked_s < _MOVE_PERIOD_S:
+        if self._one_node or self._wanted or now_s - self._looked_s < MOVE_PERIOD_S:
             return None
         self._looked_s = now_s
         placed = {name: node or self._node_of.get(name) for name, node in rollouts.items()}
