@@ -73,13 +73,13 @@ def _train(arguments: argparse.Namespace, stop: StopFlag) -> int:
     from rl_cluster.config_file import load
     from rl_cluster.preparation import prepare
     from rl_cluster.run_directory import RunDirectory, RunDirectoryError
+    from rl_cluster.run_path import run_path
     from rl_cluster.supervision.admission import AdmissionError
 
     if arguments.resume and arguments.run is None:
         return _complain("--resume needs --run: which run?", WRONG_USAGE)
-    named = Path("runs") / f"{arguments.config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    directory = RunDirectory(arguments.run or named)
     try:
+        directory = RunDirectory(run_path(arguments.run, arguments.config))
         config = with_cluster_found(load(arguments.config, arguments.overrides))
         prepared = prepare(config)
         directory.take(arguments.resume)
@@ -87,6 +87,8 @@ def _train(arguments: argparse.Namespace, stop: StopFlag) -> int:
         return _complain(str(error), WRONG_USAGE)
     except AdmissionError as error:
         return _complain(str(error), FAILED)
+    except OSError as error:
+        return _complain(f"cannot use {directory.path}: {error}", FAILED)
     if stop:
         directory.release()
         return INTERRUPTED

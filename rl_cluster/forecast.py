@@ -69,7 +69,7 @@ class Forecast:
 
     machine: str
     seconds: float
-    """Of each measurement, from when the first task began to learn."""
+    """Of each measurement, from when all tasks at work learned."""
     hourly: float | None
     tiers: Sequence[TierForecast]
     assumptions: Sequence[str]
@@ -113,8 +113,13 @@ def read_rates(run_dir: Path, failures: str = "") -> dict[str, Rate]:
       failures: why tasks of it were parked.
 
     Raises:
-      ForecastError: none of them did.
+      ForecastError: one was parked, or none began to learn.
     """
+    if failures:
+        raise ForecastError(
+            f"not every task could be measured ({failures}): mend what is said there, and measure "
+            "again"
+        )
     learning: dict[str, list[Mapping[str, Any]]] = {}
     for row in read_lines(run_dir / writers.FILE_NAME):
         if row["task"] is not None and row["learner_updates"]:
@@ -125,10 +130,6 @@ def read_rates(run_dir: Path, failures: str = "") -> dict[str, Rate]:
         if steps > 0:
             frames_per_step = rows[-1]["env_frames"] / rows[-1]["env_steps"]
             rates[task] = Rate(steps / (rows[-1]["time"] - rows[0]["time"]), frames_per_step)
-    if not rates and failures:
-        raise ForecastError(
-            f"no task could be measured ({failures}): mend what is said there, and measure again"
-        )
     if not rates:
         raise ForecastError(
             f"no task began to learn within {_PATIENCE_S:.0f} s, or none for long enough: lower "
@@ -159,7 +160,7 @@ def foretell(
     """Return what a configuration's tasks take under a tier.
 
     Args:
-      rates: of those that trained; they are taken to be as many as train at once.
+      rates: of those that trained; as many train at once.
       env_frames: of each task; None: as many as `max_env_steps` is.
       hourly: price of the machine.
     """

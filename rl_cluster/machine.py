@@ -30,6 +30,8 @@ class Machine:
     """Names of the GPUs that have a working driver, and a torch that can use them."""
     gpu_memory_bytes: int = 0
     """Free on the GPU that has least."""
+    store_place: str = "/dev/shm"
+    """What bounds the object store."""
 
     @property
     def words(self) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_cluster.algorithm import full_block, specify, weights_bytes
-from rl_cluster.config import ConfigError, RunConfig, TaskConfig
+from rl_cluster.config import ClusterConfig, ConfigError, RunConfig, TaskConfig
 from rl_cluster.config_file import from_mapping, to_mapping
 from rl_cluster.config_file import load as load_config
 from rl_cluster.control import Control
@@ -35,6 +35,7 @@ from rl_cluster.resident import resident_bytes
 from rl_cluster.run_directory import RunDirectory, is_in_use
 from rl_cluster.supervision.admission import Admission, TaskDemand, admit, fit, most_at_once
 from rl_cluster.supervision.tiers import CUSTOM, LoadState
+from rl_cluster.telemetry.rows import extra
 from rl_cluster.telemetry.wandb_runs import check_available
 
 _STORE_SLACK = 1.06
@@ -65,11 +66,12 @@ class PreparedRun:
         return min(self.machine.shared_memory_bytes, wanted)
 
 
-def prepare(config: RunConfig, taken_bytes: int = 0) -> PreparedRun:
+def prepare(config: RunConfig, taken_bytes: int = 0, store_bytes: int | None = None) -> PreparedRun:
     """Settle a configuration on this machine.
 
     Args:
       taken_bytes: memory that is free now, and will not be: replay of others that still fills.
+      store_bytes: what is free of the object store of a cluster that is there already.
 
     Raises:
       ConfigError: an environment, a device or a network that cannot be.
@@ -77,12 +79,12 @@ def prepare(config: RunConfig, taken_bytes: int = 0) -> PreparedRun:
     """
     if config.telemetry.wandb:
         _check_wandb()
-    machine = detect()
-    machine = replace(
-        machine,
-        memory_bytes=max(0, machine.memory_bytes - taken_bytes),
-        shared_memory_bytes=max(0, machine.shared_memory_bytes - taken_bytes),
-    )
+    if config.telemetry.tensorboard:
+        _check_tensorboard()
+    machine = _without(detect(), taken_bytes)
+    if store_bytes is not None and store_bytes < machine.shared_memory_bytes:
+        place = "the store of the cluster's node here"
+        machine = replace(machine, shared_memory_bytes=store_bytes, store_place=place)
     effective = resolve(config, machine)
     specs, demands, reasons = {}, [], {}
     for name, task in effective.config.tasks.items():
@@ -90,7 +92,7 @@ def prepare(config: RunConfig, taken_bytes: int = 0) -> PreparedRun:
             check_usable(name, task.stream)
         specs[name] = specify(task)
         _check_upload(name, task)
-        demands.append(_demand(name, task, specs[name]))
+        demands.append(_demand(name, task, specs[name], effective.config.cluster))
         if reason := _why_not_resident(task, specs[name], machine, len(config.tasks)):
             reasons[name] = reason
     effective = gather_on_host(effective, reasons)
@@ -101,11 +103,26 @@ def prepare(config: RunConfig, taken_bytes: int = 0) -> PreparedRun:
     return PreparedRun(effective, machine, specs, demands, admit(largest, machine), most_games)
 
 
+def _without(machine: Machine, taken_bytes: int) -> Machine:
+    return replace(
+        machine,
+        memory_bytes=max(0, machine.memory_bytes - taken_bytes),
+        shared_memory_bytes=max(0, machine.shared_memory_bytes - taken_bytes),
+    )
+
+
 def _check_wandb() -> None:
     try:
         check_available()
     except (ModuleNotFoundError, ValueError) as error:
         raise ConfigError(f"telemetry.wandb: {error}") from error
+
+
+def _check_tensorboard() -> None:
+    try:
+        extra("tensorboard", "tensorboard")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"telemetry.tensorboard: {error}") from error
 
 
 def _check_upload(name: str, task: TaskConfig) -> None:
@@ -243,8 +260,12 @@ def _why_not_resident(
     )
 
 
-def _demand(name: str, task: TaskConfig, spec: EnvironmentSpec) -> TaskDemand:
+def _demand(
+    name: str, task: TaskConfig, spec: EnvironmentSpec, cluster: ClusterConfig
+) -> TaskDemand:
     rollout = task.rollout
+    # Where they go is a matter of labels: other nodes' memory, that is, which Ray counts.
+    rollouts_here = 0 if cluster.rollout_labels else rollout.actors
     in_flight = 2 * rollout.actors * rollout.blocks_per_collect + rollout.blocks_per_collect
     return TaskDemand(
         name=name,
@@ -252,7 +273,7 @@ def _demand(name: str, task: TaskConfig, spec: EnvironmentSpec) -> TaskDemand:
         blocks=max(2, -(-task.replay.capacity_transitions // rollout.block_length)),
         blocks_in_flight=in_flight,
         weights_bytes=_weights_bytes(name, task, spec),
-        processes=rollout.actors + _WORKERS_BESIDE_ROLLOUTS + task.stream.simulated_rovers,
+        processes=rollouts_here + _WORKERS_BESIDE_ROLLOUTS + task.stream.simulated_rovers,
     )
 
 

@@ -1,6 +1,7 @@
 """How much object store a run's tasks may fill, as its session says.
 
-Invariant: a cluster that is made has so much; it only grows while a session lasts.
+Invariant: a cluster that is made has so much; on one of others the run claims it there. It only
+grows once a session's supervisor is at work.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ directory that is already a run is overwritten without resume.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -64,8 +65,13 @@ class RunDirectory:
 
     @property
     def name(self) -> str:
-        """Name of the run, which is also its Ray namespace."""
+        """Name of the run."""
         return self.path.name
+
+    @property
+    def namespace(self) -> str:
+        """Of the run's actors at Ray: on a cluster, others may have directories of that name."""
+        return f"{self.name}-{hashlib.sha256(bytes(self.path)).hexdigest()[:8]}"
 
     def take(self, resume: bool) -> None:
         """Lock the directory for writing.

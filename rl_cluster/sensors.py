@@ -10,6 +10,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pynvml
 
@@ -17,6 +18,7 @@ from rl_cluster.cgroups import cgroup_directories
 from rl_cluster.others_cpu import OthersCpu
 from rl_cluster.supervision.pressure import Reading
 
+_KIB = 1024  # what /proc/meminfo counts in
 _BELIEVABLE_C = (1.0, 150.0)  # broken sensors say 0, -273 or 255
 
 
@@ -53,10 +55,30 @@ class Sensors:
         )
 
 
+class Memory(NamedTuple):
+    """What a host or a cgroup has."""
+
+    available_bytes: int
+    """File cache that the kernel would give included."""
+    limit_bytes: int
+
+    @property
+    def available_share(self) -> float:
+        """Of the limit."""
+        return self.available_bytes / self.limit_bytes
+
+
+def scarcest_memory(root: Path = Path("/")) -> Memory | None:
+    """Return that of the host, or of the cgroup over us, that has the least share left."""
+    found = [_host_memory(root), *map(_group_memory, cgroup_directories(root, "memory"))]
+    known = (memory for memory in found if memory is not None)
+    return min(known, key=lambda memory: memory.available_share, default=None)
+
+
 def memory_available_share(root: Path = Path("/")) -> float | None:
     """Return the share of memory still to be had: the least of host and each cgroup over us."""
-    shares = [_host_memory_share(root), *map(_group_memory_share, _memory_groups(root))]
-    return min((share for share in shares if share is not None), default=None)
+    memory = scarcest_memory(root)
+    return None if memory is None else memory.available_share
 
 
 def memory_stall_share(root: Path = Path("/")) -> float | None:
@@ -66,19 +88,15 @@ def memory_stall_share(root: Path = Path("/")) -> float | None:
     return float(fields["avg10"]) / 100 if line.startswith("some") else None
 
 
-def _memory_groups(root: Path) -> Iterator[Path]:
-    return cgroup_directories(root, "memory")
-
-
-def _host_memory_share(root: Path) -> float | None:
+def _host_memory(root: Path) -> Memory | None:
     rows = _table(root / "proc/meminfo")
     if "MemAvailable:" not in rows or not rows.get("MemTotal:"):
         return None
-    return rows["MemAvailable:"] / rows["MemTotal:"]
+    return Memory(rows["MemAvailable:"] * _KIB, rows["MemTotal:"] * _KIB)
 
 
-def _group_memory_share(group: Path) -> float | None:
-    """Return what a cgroup (v2, v1) has left, with the file cache that the kernel would give."""
+def _group_memory(group: Path) -> Memory | None:
+    """Return what a cgroup (v2, v1) has left of its limit; None where it has none."""
     limit = _text(group / "memory.max") or _text(group / "memory.limit_in_bytes")
     used = _text(group / "memory.current") or _text(group / "memory.usage_in_bytes")
     if not (limit.isdecimal() and used.isdecimal() and 0 < int(limit) < 2**62):
@@ -86,7 +104,7 @@ def _group_memory_share(group: Path) -> float | None:
     rows = _table(group / "memory.stat")
     # v1 writes the figures of the group without its children first, and theirs as `total_`.
     cache = sum(rows.get(f"total_{n}", rows.get(n, 0)) for n in ("inactive_file", "active_file"))
-    return min(max(0, int(limit) - int(used) + cache) / int(limit), 1.0)
+    return Memory(min(max(0, int(limit) - int(used) + cache), int(limit)), int(limit))
 
 
 def _disk_free_bytes(path: Path) -> int | None:

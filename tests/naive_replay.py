@@ -14,7 +14,7 @@ from rl_cluster.replay.gather import Batch
 from rl_cluster.replay.transitions import TransitionRule
 
 # On a loaded machine an example takes as long as it takes.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 @dataclass(frozen=True)

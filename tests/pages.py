@@ -1,4 +1,4 @@
-"""The pages of this project: their links, and the shell blocks that a reader would copy."""
+"""The pages of this project: their links, and the blocks that a reader would copy."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(page, fence[1], fence[2], *said)
 
 
-def shell_blocks(page: Path) -> list[Block]:
-    """Those that a reader would copy into a shell."""
-    return [block for block in blocks(page) if block.language == "sh"]
+def copied_blocks(page: Path) -> list[Block]:
+    """Those that a reader would copy into a shell, or into Python."""
+    return [block for block in blocks(page) if block.language in ("sh", "python")]
 
 
 def links(page: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rl_cluster.agents.flat import num_parameters
@@ -45,7 +45,6 @@ def test_a_task_fills_the_store_with_its_blocks_those_on_their_way_and_its_weigh
     assert PONG.store_bytes == 3_006 * 300_000 + WEIGHT_VERSIONS * 7_000_000
 
 
-@settings(deadline=None)
 @given(demands())
 def test_what_is_admitted_is_the_sum_of_its_parts(tasks: list[TaskDemand]) -> None:
     admission = admit(tasks, replace(LARGE, memory_bytes=10**18, shared_memory_bytes=10**18))
@@ -55,7 +54,6 @@ def test_what_is_admitted_is_the_sum_of_its_parts(tasks: list[TaskDemand]) -> No
     assert admission.host_bytes == store + processes * PROCESS_BYTES + RAY_BYTES
 
 
-@settings(deadline=None)
 @given(demands())
 def test_a_run_is_admitted_to_the_byte(tasks: list[TaskDemand]) -> None:
     wide = replace(LARGE, memory_bytes=10**18, shared_memory_bytes=10**18)
@@ -104,7 +102,6 @@ machines = st.builds(
 )
 
 
-@settings(deadline=None)
 @example([PONG, replace(PONG, processes=9), PONG], replace(LARGE, memory_bytes=8 * 10**9), 2)
 @given(demands(), machines, st.integers(1, 10))
 def test_whichever_tasks_run_together_fit_with_the_share_that_they_were_given(
@@ -147,7 +144,6 @@ def test_one_that_never_fits_is_refused_with_the_numbers() -> None:
         fit([PONG, BREAKOUT], replace(LARGE, memory_bytes=2_000_000_000), 2)
 
 
-@settings(deadline=None)
 @given(demands(), machines, st.integers(1, 20))
 def test_the_most_that_fit_at_once_fit_and_one_more_does_not(
     tasks: list[TaskDemand], machine: Machine, processes: int

@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
     assert [f"000000000003/{file}" in str(error) for error in loaded.refused] == [True]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_flipped_bit_in_any_file_is_noticed(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as directory:

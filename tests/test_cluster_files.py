@@ -92,6 +92,33 @@ def test_every_node_gets_token_and_package_and_is_checked(path: Path) -> None:
     assert config["setup_commands"][-1].endswith("rl-cluster doctor")
 
 
+@pytest.mark.parametrize("path", LAUNCHED, ids=lambda path: str(path.name))
+def test_changed_code_of_the_same_version_is_installed_from_the_newest_wheel(
+    path: Path, tmp_path: Path
+) -> None:
+    """Pip takes a wheel of the version that is there for installed; Ray's rsync deletes none."""
+    dist, said = tmp_path / "rl-cluster" / "dist", tmp_path / "said"
+    dist.mkdir(parents=True)
+    for age_s, name in enumerate(("rl_cluster-0.9-py3.whl", "rl_cluster-0.10-py3.whl")):
+        (dist / name).touch()
+        os.utime(dist / name, (1e9 - age_s, 1e9 - age_s))
+    python = tmp_path / "rl-cluster" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+    python.chmod(0o755)
+    for command in (line for line in read(path)["setup_commands"] if "pip install" in line):
+        subprocess.run(["bash", "-c", command], check=True, env={"HOME": str(tmp_path),
+                       "PATH": os.environ["PATH"]}, timeout=30)  # fmt: skip
+    with_all, anew = said.read_text().splitlines()
+    assert with_all.endswith(f"{dist}/rl_cluster-0.9-py3.whl[tensorboard,rovers]")
+    assert "--force-reinstall --no-deps" in anew and anew.endswith(f"{dist}/rl_cluster-0.9-py3.whl")
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_what_ray_down_stops_on_a_cloud_keeps_its_disk(name: str) -> None:
+    assert read(CLUSTERS / f"{name}.yaml")["provider"]["cache_stopped_nodes"] is True
+
+
 def test_kuberay_reads_the_groups_of_its_manifest() -> None:
     cluster = read(CLUSTERS / "raycluster.yaml")
     cluster["metadata"]["namespace"] = "default"

@@ -169,7 +169,7 @@ def at(config: RunConfig, path: str) -> Any:
     return list(node) if isinstance(node, tuple) else node
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(chosen())
 def test_any_overrides_take_effect_and_survive_yaml(values: dict[str, Any]) -> None:
     capacity = values.get("tasks.Pong.replay.capacity_transitions", 100_000)

@@ -92,8 +92,14 @@ def test_a_missing_extra_is_no_failure() -> None:
     assert finding.found == "without no-such-package-here"
 
 
+def test_a_candidate_of_a_release_is_as_good_as_pip_takes_it_to_be() -> None:
+    candidate = (3, 11, 0, "candidate", 1)
+    assert doctor.python_version(SpecifierSet(">=3.11"), candidate).state == "ok"
+
+
 def test_an_unfit_python_and_a_missing_installation_fail() -> None:
     assert doctor.python_version(SpecifierSet(">=4")).state == "fail"
+    assert doctor.python_version(SpecifierSet(">=3.11"), (3, 10, 9)).state == "fail"
     assert doctor.packages([]).state == "fail"
 
 

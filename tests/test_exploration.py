@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_cluster.exploration import annealed, epsilon_greedy, epsilon_ladder
@@ -22,7 +22,6 @@ def test_one_environment_explores_with_the_base() -> None:
     assert epsilon_ladder(0.3, 7.0, 1).tolist() == [0.3]
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 10), st.integers(1, 300))
 def test_every_rung_is_a_probability_and_none_is_above_the_one_before(
     base: float, alpha: float, num_envs: int
@@ -54,7 +53,6 @@ def test_without_decay_the_ladder_holds_from_the_end_of_warm_up() -> None:
     assert annealed(ladder, 10, 10, 0).tolist() == ladder.tolist()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 5_000), st.integers(0, 2_000), st.integers(0, 2_000))
 def test_epsilon_never_rises_with_experience(env_steps: int, warm_up: int, decay: int) -> None:
     ladder = epsilon_ladder(0.4, 7.0, 5)

@@ -225,7 +225,7 @@ class Cut(BaseException):
     """The machine stops here."""
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     advances=st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 4096), st.booleans()), min_size=1, max_size=8
@@ -259,7 +259,7 @@ def test_writes_cut_short_anywhere_never_go_below_an_epoch_that_was_handed_out(
             assert max(before, handed_out) <= read_epoch(path) <= before + 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(start=st.integers(0, 4096), damaged=st.integers(1, 4096), value=st.integers(0, 255))
 def test_damage_of_either_copy_changes_nothing(start: int, damaged: int, value: int) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -53,8 +53,8 @@ def test_a_run_that_never_learned_says_so(tmp_path: Path) -> None:
         read_rates(tmp_path)
 
 
-def test_a_run_whose_tasks_all_failed_says_why(tmp_path: Path) -> None:
-    write_rows(tmp_path, [(1.0, "Pong", 0, 0)])
+def test_a_run_with_a_task_that_failed_says_why(tmp_path: Path) -> None:
+    write_rows(tmp_path, [(1.0, "Boxing", 0, 10), (9.0, "Boxing", 800, 100)])
     failed = run_summary(
         tasks={"Pong": task_summary(failure="no such game"), "Boxing": task_summary()}
     )

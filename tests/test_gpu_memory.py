@@ -180,7 +180,7 @@ def test_any_other_error_is_raised_as_it_is() -> None:
     wait_s=st.floats(0, 50),
     poll_s=st.floats(0.5, 20),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_wait_ends_in_time_and_takes_nothing_that_was_not_free(
     free: list[int], snatched: int, fallback: Need | None, wait_s: float, poll_s: float
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_cluster.agents.losses import (
@@ -44,7 +44,6 @@ def tensors(problem: dict[str, np.ndarray], *names: str) -> list[torch.Tensor]:
     return [torch.from_numpy(problem[name]) for name in names]
 
 
-@settings(deadline=None)
 @given(problems())
 def test_targets_are_those_of_a_loop_over_transitions(problem: dict[str, np.ndarray]) -> None:
     single, double = [], []
@@ -59,7 +58,6 @@ def test_targets_are_those_of_a_loop_over_transitions(problem: dict[str, np.ndar
     np.testing.assert_allclose(found, double, rtol=1e-6, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(problems())
 def test_a_double_target_is_never_above_the_single_one(problem: dict[str, np.ndarray]) -> None:
     """Van Hasselt et al. 2016: choosing with one network and asking another only lowers."""
@@ -84,7 +82,6 @@ def test_a_terminal_state_is_worth_its_reward_alone() -> None:
     assert double_q_learning_targets(r_t, discount_t, q_t, q_t).item() == -1.0
 
 
-@settings(deadline=None)
 @given(problems())
 def test_td_errors_and_loss_are_those_of_a_loop(problem: dict[str, np.ndarray]) -> None:
     target, delta = problem["r_t"].astype(np.float64), 1.5
@@ -116,7 +113,6 @@ def test_huber_is_half_a_square_up_to_one_and_a_line_from_there(error: float, lo
     assert huber(torch.tensor(float(error)), 1.0).item() == loss
 
 
-@settings(deadline=None)
 @given(VALUES, st.floats(0.125, 8, width=32))
 def test_the_slope_of_huber_is_the_error_clipped(error: float, delta: float) -> None:
     """Mnih et al. 2015 clip the error term to [-1, 1]; in general to [-delta, delta]."""
@@ -127,7 +123,6 @@ def test_the_slope_of_huber_is_the_error_clipped(error: float, delta: float) -> 
     assert huber(errors, delta).item() == huber(-errors, delta).item()
 
 
-@settings(deadline=None)
 @given(VALUES, st.floats(0.125, 8, width=32))
 def test_huber_agrees_with_torch(error: float, delta: float) -> None:
     errors = torch.tensor([error])

@@ -1,4 +1,4 @@
-"""Links of pages lead somewhere, and whatever a shell block says is run, or says why it is not."""
+"""Links of pages lead somewhere, and whatever a block says is run, or says why it is not."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from live_run import ROOT
-from pages import Block, anchors, blocks, links, pages, shell_blocks
+from pages import Block, anchors, blocks, copied_blocks, links, pages
 
 from rl_cluster.cli_parser import make_parser
 
-BLOCKS = [block for page in pages() for block in shell_blocks(page)]
+BLOCKS = [block for page in pages() for block in copied_blocks(page)]
 SHELLS = {"bash", "shell", "console", "zsh", "shell-session"}
 
 
@@ -39,6 +39,12 @@ def test_shell_blocks_have_one_name() -> None:
     assert not [b for page in pages() for b in blocks(page) if b.language in SHELLS], "say sh"
 
 
+@pytest.mark.parametrize("page", pages(), ids=name)
+def test_a_page_has_one_python_block_at_most(page: Path) -> None:
+    """Each is run by an interpreter of its own, which knows nothing of another's names."""
+    assert [block.language for block in copied_blocks(page)].count("python") <= 1
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_a_block_that_names_a_test_is_run_there(block: Block) -> None:
     if block.mark != "run by":
@@ -46,6 +52,7 @@ def test_a_block_that_names_a_test_is_run_there(block: Block) -> None:
     text = source(ROOT / block.said, set())
     if f'"{block.page.name}"' in text:
         return  # it reads the commands from the page itself
+    assert block.language == "sh", f"{block.said} does not read {block}"
     for command in block.commands:
         program, *arguments = command
         subcommand = next((word for word in arguments if not word.startswith("-")), program)

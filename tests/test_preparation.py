@@ -60,6 +60,17 @@ def test_a_way_to_wandb_that_there_is_not_is_refused_before_anything_starts(
         preparation.prepare(config)
 
 
+def test_tensorboard_that_is_not_installed_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    said = r"telemetry\.tensorboard: .* `pip install -e '\.\[tensorboard\]'`"
+    with pytest.raises(ConfigError, match=said):
+        preparation.prepare(from_mapping({"tasks": ["one"]}))
+    without = {"tasks": ["one"], "telemetry": {"tensorboard": False}, "defaults": {"env": CATCH}}
+    assert preparation.prepare(from_mapping(without)).demands
+
+
 def test_frames_that_fit_into_their_share_lie_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     run = prepared(monkeypatch, 4 * GIGABYTE, resident_share=0.5)
     assert row(run) is None

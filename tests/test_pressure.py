@@ -258,7 +258,7 @@ def test_what_a_hypervisor_takes_is_others(host: FakeHost) -> None:
     assert cpu.share() == pytest.approx(0.5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(own=st.lists(st.floats(0, 1), min_size=1, max_size=6), theirs=st.floats(0, 1))
 def test_our_own_use_never_is_pressure(
     tmp_path_factory: pytest.TempPathFactory, own: list[float], theirs: float

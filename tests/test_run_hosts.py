@@ -54,7 +54,7 @@ class User:
             ("192.0.2.10", head.address),
             ("192.0.2.11", worker.address),
             ("ssh_user: ubuntu", "ssh_user: root"),
-            ("~/.ssh/id_ed25519", str(net.key)),
+            ("~/.ssh/rl-cluster", str(net.key)),
             ("=4000000000", "=600000000"),
             ("=500000000", "=150000000"),
         ):

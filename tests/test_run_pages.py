@@ -1,4 +1,4 @@
-"""Every shell block of every page, as a reader would copy it: top to bottom, in a checkout.
+"""Every block of every page, as a reader would copy it: top to bottom, in a checkout.
 
 The run that pages speak of is the one that docs/start.md begins; all pages share it.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from live_run import ROOT
-from pages import Block, pages, shell_blocks
+from pages import Block, copied_blocks, pages
 from wandb_files import found, history
 
 from rl_cluster.control import RUN_MARK
@@ -27,14 +27,14 @@ FIRST = "docs/start.md"
 PAGES = [
     pytest.param(page, id=name, marks=() if name == FIRST else pytest.mark.long)
     for page in pages()
-    if any(block.mark in ("", "goes on:") for block in shell_blocks(page))
+    if any(block.mark in ("", "goes on:") for block in copied_blocks(page))
     for name in [str(page.relative_to(ROOT))]
 ]
 _BLOCK_S = 240.0  # a deadlock, on a machine that others use, too
 
 
 class Reader:
-    """Someone with a checkout, who copies blocks into a shell."""
+    """Someone with a checkout, who copies blocks into a shell, and into Python."""
 
     def __init__(self, directory: Path) -> None:
         self.checkout, self._state = directory / "checkout", directory / "variables"
@@ -63,7 +63,7 @@ class Reader:
         """Copy one block, and wait for its end, or for what it says once it is at work."""
         log = self._state.with_name("log")
         keep = f'{{ export -p; echo "cd $PWD"; }} > {self._state}'
-        script = f"set -aeuo pipefail\n. {self._state}\n{block.text}\n{keep}\n"
+        script = f"set -aeuo pipefail\n. {self._state}\n{_typed(block)}\n{keep}\n"
         with log.open("w") as output:
             process = subprocess.Popen(
                 ["bash", "-c", script],
@@ -104,6 +104,13 @@ class Reader:
         return ours
 
 
+def _typed(block: Block) -> str:
+    """What a shell is given, so that Python knows its directory and its variables."""
+    if block.language == "python":
+        return f"python - <<'PYTHON'\n{block.text}PYTHON"
+    return block.text
+
+
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     someone = Reader(tmp_path_factory.mktemp("pages"))
@@ -120,7 +127,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_says_can_be_done(reader: Reader, page: Path) -> None:
     reader.open(page)
-    for block in shell_blocks(page):
+    for block in copied_blocks(page):
         if block.mark in ("", "goes on:"):
             reader.run(block)
 

@@ -19,6 +19,7 @@ PLACES = (
     "cluster.rollout_labels.pool=cpu",
     "cluster.rollout_resources.CPU=2",  # all cores of a node of this cluster
     "defaults.rollout.actors=2",
+    "supervisor.starting_timeout_s=30",
 )
 
 
@@ -33,6 +34,8 @@ def test_rollouts_go_to_labelled_nodes_with_free_cores_and_wait_for_one_where_th
             run.await_training()
             assert rollouts_on(run, first) == run.role("rollout")
             assert len(run.role("rollout")) == 1, "the head has cores, and not the label"
+            run.until(lambda: run.incidents(kind="worker_waits"), 60, "that one waits is said")
+            time.sleep(30)
             second = cluster.add_node(POOL)
             run.until(lambda: len(rollouts_on(run, second)) == 1, 60, "the other rollout")
             assert len(rollouts_on(run, first)) == 1
@@ -58,6 +61,29 @@ def test_rollouts_are_made_where_there_are_fewest_and_one_moves_to_a_node_that_c
             time.sleep(2 * MOVE_PERIOD_S)
             assert len(run.incidents(kind="rollout_moved")) == 1, run.story()
             run.end_well()
+
+
+@pytest.mark.timeout(600)
+def test_runs_of_one_name_share_a_cluster_and_its_store_and_one_too_many_is_refused(
+    tmp_path: Path,
+) -> None:
+    with RayCluster(1) as cluster:
+        cluster.add_node("--object-store-memory=800000000")
+        settings = *SETTINGS, f"cluster.address={cluster.address}"
+        with (
+            ChaosRun(CATCH, tmp_path / "mine" / "catch", *settings) as mine,
+            ChaosRun(CATCH, tmp_path / "yours" / "catch", *settings) as yours,
+        ):
+            mine.await_training()
+            yours.await_training()
+            with ChaosRun(CATCH, tmp_path / "third" / "catch", *settings) as third:
+                assert third.process.wait(120) == 1, third.log()
+                assert "object store" in third.log() and "beside catch-" in third.log()
+            before = mine.updates(), yours.updates()
+            yours.end_well()
+            mine.until(lambda: mine.updates() > before[0], 60, "training beside the end of another")
+            assert not mine.incidents(kind="cluster_lost"), mine.story()
+            mine.end_well()
 
 
 def rollouts_on(run: ChaosRun, raylet: psutil.Process) -> list[psutil.Process]:

@@ -218,7 +218,7 @@ def rovers_of(run: LiveRun) -> list[psutil.Process]:
 
 
 def levers_move_a_fleet_as_a_game(run: LiveRun) -> None:
-    pull(run, "set", "--task", FLEET, "learner.learning_rate=1e-4")
+    pull(run, "set", "--task", FLEET, "learner.learning_rate=1e-4", "stream.policy_period_s=4")
     run.wait_for(lambda _: newest(run, FLEET, "learning_rate") == pytest.approx(1e-4), 60)
     pull(run, "pause")
     states = {FLEET: "paused", "Catch": "paused"}

@@ -76,7 +76,7 @@ def test_each_step_of_priority_doubles_the_share_and_nobody_starves() -> None:
     }
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(-2, 2), min_size=1, max_size=8), st.integers(1, 5))
 def test_shares_are_those_of_the_weights(priorities: list[int], slots: int) -> None:
     tasks = rotate(places(*priorities), slots, 0.0, SLICE_S)
@@ -87,7 +87,7 @@ def test_shares_are_those_of_the_weights(priorities: list[int], slots: int) -> N
         assert total[name] > 0
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_whatever_happens_slots_are_filled_and_slices_kept(data: st.DataObject) -> None:
     tasks = places(*data.draw(st.lists(st.integers(-15, 15), min_size=1, max_size=6)))

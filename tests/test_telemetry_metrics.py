@@ -27,6 +27,12 @@ def test_every_metric_is_one_row_of_a_well_formed_table():
     assert {row.count("|") for row in rows} == {7}
 
 
+def test_every_group_is_one_section_of_the_page():
+    headings = [line[3:] for line in render_markdown().splitlines() if line.startswith("## ")]
+    assert len(headings) == len(set(headings))
+    assert set(headings) == {metric.group.capitalize() for metric in METRICS.values()}
+
+
 def test_bytes_and_shares_say_so_in_their_names():
     for name, metric in METRICS.items():
         if metric.unit == "bytes":

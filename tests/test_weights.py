@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_cluster.weights import PublishedWeights, WeightStore
@@ -47,7 +47,6 @@ def test_a_learner_whose_epoch_is_over_is_refused_however_far_ahead_it_is() -> N
     assert store.newer_than("Pong", -1) == PublishedWeights(4, "its heir")
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["Pong", "Breakout"]), st.integers(0, 9))))
 def test_versions_only_grow_and_tasks_do_not_touch_each_other(
     publications: list[tuple[str, int]],

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, not_here, read, spawn
 from rl_cluster.cluster.messages import StopReport
-from rl_cluster.cluster.placement import RolloutPlaces, at_home
+from rl_cluster.cluster.placement import RolloutPlaces, at_home, has_no_place
 from rl_cluster.cluster.task_group import TaskGroup
 from rl_cluster.cluster.weights_actor import WeightsActor
 from rl_cluster.cluster.worker import Notice, Worker, WorkerState
@@ -191,7 +191,17 @@ class Crew:
         except OSError as error:  # a full disk is no fault of the worker: the next tick tries again
             _log.error("%s not started: %s", worker.name, error)
 
+    def _wait_for_a_node(self, worker: Worker, now_s: float) -> None:
+        """One that no node has room for has not failed: nodes come later."""
+        if worker.actor is None or not worker.is_awaited(now_s) or not has_no_place(worker.actor):
+            return
+        worker.wait_longer(now_s)
+        if self._recurrence.is_news(worker.name, "worker_waits", "", now_s):
+            cause = "no node has free what it reserves, or it is made very slowly"
+            self._say("worker_waits", cause, "waited for", worker)
+
     def _look_at(self, group: TaskGroup, worker: Worker, now_s: float) -> None:
+        self._wait_for_a_node(worker, now_s)
         cause, notices = worker.look(now_s)
         if cause is None and worker.actor is not None:
             others_cause = self._failed_to_others(group, worker, now_s)

@@ -11,6 +11,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from ray.exceptions import RayError
 from ray.util import list_named_actors
 
 from rl_cluster.checkpoint import CheckpointError
-from rl_cluster.cluster import names, runtime
+from rl_cluster.cluster import names, runtime, shared_store
 from rl_cluster.cluster.actors import Actor, cause_of, read
-from rl_cluster.cluster.placement import at_home, check_store, home_resource
+from rl_cluster.cluster.placement import at_home, home_resource
 from rl_cluster.cluster.run_plan import RunPlan, plan_of
 from rl_cluster.cluster.supervisor_actor import SupervisorActor
-from rl_cluster.config import ConfigError
+from rl_cluster.config import ConfigError, RunConfig
 from rl_cluster.config_file import load
 from rl_cluster.control import REFUSED, Control
-from rl_cluster.preparation import prepare, with_added
+from rl_cluster.preparation import PreparedRun, prepare, with_added
+from rl_cluster.promised_store import promise, promised_bytes
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, read_cluster
 from rl_cluster.supervision.admission import AdmissionError
 
@@ -69,11 +71,14 @@ def enlist(run_dir: Path) -> int:
     control = Control(run_dir)
     try:
         added = (control.read("wishes") or {}).get("added", {})
-        prepared = prepare(with_added(load(run_dir / "config.yaml"), added))
-        plan = plan_of(prepared, run_dir, added)
-        cluster = _join_cluster(run_dir)
-        if not cluster.daemons:
-            check_store(prepared.admission.object_store_bytes)
+        config = with_added(load(run_dir / "config.yaml"), added)
+        if config.cluster.address == "local":
+            plan = plan_of(prepare(config), run_dir, added)
+            _join_cluster(run_dir)
+        else:
+            _join_cluster(run_dir)
+            plan = plan_of(_prepared_there(config, control), run_dir, added)
+            plan = replace(plan, object_store_bytes=shared_store.store_bytes())
         read(_supervisor_here(plan).health.remote(), _CLUSTER_TIMEOUT_S)
     except (AdmissionError, CheckpointError, ConfigError) as error:
         control.write("enlist", {"error": cause_of(error)})
@@ -85,6 +90,14 @@ def enlist(run_dir: Path) -> int:
     finally:
         runtime.leave()
     return 0
+
+
+def _prepared_there(config: RunConfig, control: Control) -> PreparedRun:
+    """Settle a run on the cluster of others that this process has joined, and claim its store."""
+    prepared = prepare(config, store_bytes=shared_store.free_store_bytes())
+    shared_store.claim(prepared.admission.object_store_bytes)
+    promise(control, prepared.store_capacity_bytes - promised_bytes(control))
+    return prepared
 
 
 def _supervisor_here(plan: RunPlan) -> Actor:
@@ -119,8 +132,8 @@ def _supervisor_here(plan: RunPlan) -> Actor:
     return actor
 
 
-def _join_cluster(run_dir: Path) -> ClusterAddress:
-    """Wait for the keeper's cluster, and for its node to be known there; return where it is.
+def _join_cluster(run_dir: Path) -> None:
+    """Wait for the keeper's cluster, and for its node to be known there.
 
     Raises:
       TimeoutError: it is not there, or has no node on this host.
@@ -142,7 +155,6 @@ def _join_cluster(run_dir: Path) -> ClusterAddress:
         address = runtime.gcs_address()
         cluster = ClusterAddress(address, cluster.namespace, ())
         RunDirectory(run_dir).write_address(cluster)
-    return cluster
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 
 from rl_cluster.cluster.placement import live_nodes
+from rl_cluster.sensors import scarcest_memory
 
 _ANSWER_S = 0.5
 """The supervisor waits for it between two ticks."""
@@ -58,10 +59,10 @@ def run_memory_bytes() -> int:
     return sum(_private_bytes(process) for process in [raylet, *raylet.children(recursive=True)])
 
 
-def host_memory_used_bytes() -> int:
-    """Memory in use on the host by everybody."""
-    memory = psutil.virtual_memory()
-    return int(memory.total - memory.available)
+def host_memory_used_bytes() -> int | None:
+    """Memory in use on the host, or in the control group that has less left of its limit."""
+    memory = scarcest_memory()
+    return None if memory is None else memory.limit_bytes - memory.available_bytes
 
 
 def _private_bytes(process: psutil.Process) -> int:

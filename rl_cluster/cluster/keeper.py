@@ -170,12 +170,12 @@ class Keeper:
         config, session = load(self._directory.path / "config.yaml"), self._control.read("session")
         assert session is not None
         self._enlist()
-        name, store_bytes = self._directory.name, session["object_store_bytes"]
+        namespace, store_bytes = self._directory.namespace, session["object_store_bytes"]
         try:
             self._unannounced = (
-                runtime.start(config.cluster, name, store_bytes)
+                runtime.start(config.cluster, namespace, store_bytes)
                 if config.cluster.address == "local"
-                else ClusterAddress(config.cluster.address, name, ())
+                else ClusterAddress(config.cluster.address, namespace, ())
             )
         except Exception as error:  # noqa: BLE001 - Ray's start-up raises whatever it likes
             # Without a cluster the next look finds none, and another start is counted.

@@ -14,8 +14,8 @@ import ray
 from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rl_cluster.cluster.actors import Actor
 from rl_cluster.config import ClusterConfig
-from rl_cluster.supervision.admission import AdmissionError
 from rl_cluster.supervision.spread import emptiest, task_of, to_be_moved
 
 _SHARE = 0.001
@@ -40,26 +40,6 @@ def home_resource() -> str:
 def at_home() -> dict[str, Any]:
     """Options of an actor on this host, where the supervisor is."""
     return {"resources": {home_resource(): _SHARE}}
-
-
-def check_store(needed_bytes: int) -> None:
-    """Refuse a cluster of others whose store, on this host, would overflow to disk or fail.
-
-    Raises:
-      AdmissionError: names both sizes.
-    """
-    here = home_resource()
-    stores = [
-        int(node["Resources"].get("object_store_memory", 0))
-        for node in live_nodes()
-        if here in node["Resources"]
-    ]
-    if max(stores, default=0) < needed_bytes:
-        raise AdmissionError(
-            f"the run needs {needed_bytes / 1e9:.2f} GB of object store on its keeper's host, and "
-            f"the cluster has {max(stores, default=0) / 1e9:.2f} GB there: start that node with "
-            f"--object-store-memory={needed_bytes}, or lower replay.capacity_transitions"
-        )
 
 
 class RolloutPlaces:
@@ -116,6 +96,13 @@ class RolloutPlaces:
             for node in live_nodes()
             if self._labels.items() <= node["Labels"].items()
         }
+
+
+def has_no_place(actor: Actor) -> bool:
+    """Whether Ray has found no node for an actor yet; on a busy one it may be starting, too."""
+    known: Any = ray._private.state.actors
+    entry = known(actor._actor_id.hex())
+    return entry.get("State") == "PENDING_CREATION" and not entry["Pid"]
 
 
 def live_nodes() -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ class RunPlan:
     most_games: int
     """Tasks that fit the machine's memory at once."""
     object_store_bytes: int
+    """What the object store holds at most, of others' runs, too, on a cluster of others."""
     added: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings of the tasks that had joined when this was made."""
 

@@ -17,9 +17,9 @@ from typing import Any
 from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Ref, read
 from rl_cluster.cluster.oversight import TICK_S, Oversight
-from rl_cluster.cluster.placement import check_store
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_plan import RunPlan
+from rl_cluster.cluster.shared_store import claim
 from rl_cluster.cluster.vitals import once_made
 from rl_cluster.preparation import AddedTask
 from rl_cluster.promised_store import promise, promised_bytes
@@ -76,8 +76,8 @@ class SupervisorActor:
                 self._run.wishes.try_again(name)
                 if self._run.reports[name].ended == "failed":
                     self._run.reports[name].begin_again()
-                    for worker in self._run.crew.groups[name].workers():
-                        worker.forgive()
+                for worker in self._run.crew.groups[name].workers():  # given up, or nearly
+                    worker.forgive()
             self._run.keep_wish("resumed", task, "a person asked for it")
 
     def change(self, task: str | None, settings: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ class SupervisorActor:
                 raise ValueError(f"{task} still saves and leaves: try again in a few seconds")
             wants_room = self._run.wishes.tier == CUSTOM or self._run.load.wants_more_games
             if wants_room and not self._run.plan.has_own_cluster:
-                check_store(promised_bytes(self._run.control) + added.store_bytes)
+                claim(promised_bytes(self._run.control) + added.store_bytes)
             self._run.plan.config.tasks[task] = added.config
             self._run.forget_changes(task)
             self._run.plan.specs[task] = added.spec

@@ -30,14 +30,13 @@ def measure(
 
     Args:
       trial: as `as_trial` made it.
-      seconds: from when the first task began to learn.
+      seconds: from when all tasks that are at work learn.
       announce: receives what it became on this machine, and where it is.
       show: receives each new summary.
 
     Raises:
       ConfigError, AdmissionError: it cannot be on this machine.
-      ForecastError: the run or all of its tasks failed, or no task began to learn in the time
-        given.
+      ForecastError: the run or a task of it failed, or no task began to learn in the time given.
     """
     config = training.with_cluster_found(trial)
     prepared = prepare(config)
@@ -68,9 +67,9 @@ class _Look:
     def __call__(self, summary: Summary) -> None:
         self._show(summary)
         self.failures = failures_of(summary)
-        if not any(task["learner_updates"] for task in summary["tasks"].values()):
-            return
-        if self._began_s is None:
+        at_work = [task for task in summary["tasks"].values() if task["state"] != "queued"]
+        if self._began_s is None and at_work and all(task["learner_updates"] for task in at_work):
             self._began_s = summary["wall_s"]
-        if summary["wall_s"] - self._began_s >= self._seconds:
+        measured = self._began_s is not None and summary["wall_s"] - self._began_s >= self._seconds
+        if measured or self.failures:
             self._control.request("stop")

@@ -109,6 +109,15 @@ class Worker:
         cause = failed_because(self._seen, now_s, self._deadlines, self._starved_s(now_s))
         return (None if cause is None else self.fail(now_s, cause)), notices
 
+    def is_awaited(self, now_s: float) -> bool:
+        """Whether its actor has not answered yet, and half of its time to start is over."""
+        new = self.actor is not None and self._seen.health is None
+        return new and in_doubt(self._seen, now_s, self._deadlines)
+
+    def wait_longer(self, now_s: float) -> None:
+        """Give its actor all of its time to start again."""
+        self._seen = Observation(None, now_s, now_s)
+
     def fail(self, now_s: float, cause: str) -> str:
         """Kill the actor and remember why."""
         self._fruitless = 0 if self._was_fruitful else self._fruitless + 1

@@ -129,9 +129,9 @@ def admit(demands: list[TaskDemand], machine: Machine) -> Admission:
     advice = "lower replay.capacity_transitions or the number of tasks"
     if store > machine.shared_memory_bytes:
         raise AdmissionError(
-            f"the object store needs {store / 1e9:.2f} GB and /dev/shm has "
+            f"the object store needs {store / 1e9:.2f} GB and {machine.store_place} has "
             f"{machine.shared_memory_bytes / 1e9:.2f} GB free ({numbers}): {advice}, or enlarge "
-            "/dev/shm"
+            f"{machine.store_place}"
         )
     if host > machine.memory_bytes:
         raise AdmissionError(

@@ -15,7 +15,7 @@ _CALM_S = 24 * 3_600.0
 
 _ENDS = {"checkpoint_resumed": "checkpoint_failed", "batches_finite": "batch_skipped"}
 """Kinds of incidents that end a trouble, and its kind; all others are always news."""
-_TROUBLES = frozenset(_ENDS.values())
+_TROUBLES = frozenset({*_ENDS.values(), "worker_waits"})
 
 
 class Recurrence:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal
 
 
@@ -17,7 +16,8 @@ from typing import Literal
 class Metric:
     """One figure of a run.
 
-    A gauge may go up and down. A counter only grows, also over resumes.
+    A gauge may go up and down. A counter grows, also over resumes, but goes back to the newest
+    checkpoint's where work was lost.
     """
 
     name: str
@@ -154,7 +154,8 @@ METRICS: dict[str, Metric] = {
         Metric(
             "samples_per_insert_actual", "samples/insert", "gauge", "task", "replay",
             "Samples drawn for each transition inserted since learning began.",
-            "Within 5 % of the wanted value once learning has begun. Otherwise one side is stuck.",
+            "Within 5 % of the wanted value once learning has begun. Otherwise one side is stuck. "
+            "A fleet may lie below: rovers are never held back.",
         ),
         Metric(
             "replay_transitions", "transitions", "gauge", "task", "replay",
@@ -174,8 +175,8 @@ METRICS: dict[str, Metric] = {
         Metric(
             "replay_bytes_per_transition", "bytes/transition", "gauge", "task", "replay",
             "replay_bytes divided by replay_transitions: measured, not estimated.",
-            "About 7,100 for Atari: one 84 x 84 frame a step and a little more. Four times that "
-            "means that stacks are stored.",
+            "About 8,400 for Atari with blocks of 32 steps, 7,700 with 64: one 84 x 84 frame a "
+            "step, and the rows that blocks repeat.",
         ),
         Metric(
             "replay_age_p50", "env steps", "gauge", "task", "replay",
@@ -273,7 +274,8 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "evaluation_mean_return", "game score", "gauge", "task", "returns",
-            "Mean return of the newest evaluation: whole games, fixed seeds, epsilon 0.001.",
+            "Mean return of the newest evaluation: whole games, fixed seeds, evaluation.epsilon of "
+            "random actions.",
             "The figure to quote, with the number of games and their spread.",
         ),
         Metric(
@@ -318,13 +320,14 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "host_memory_used_bytes", "bytes", "gauge", "run", "health",
-            "Memory in use on the host, or in its control group where that has a limit, by "
-            "everybody.",
+            "Memory in use, by everybody, on the supervisor's host, or in its control group where "
+            "that has less left of its limit.",
             "Close to the limit: the host is about to kill something.",
         ),
         Metric(
             "run_memory_bytes", "bytes", "gauge", "run", "health",
-            "Proportional set size of the run's own processes, shared memory counted once.",
+            "Private memory of Ray's raylet on the supervisor's node and of all that it started "
+            "there, the object store left out; on a cluster of others, their workers, too.",
             "Flat once every replay is full. Growth after that is a leak.",
         ),
         Metric(
@@ -368,16 +371,17 @@ _INTRODUCTION = (
     "Every row of `metrics.jsonl` has `time` (Unix seconds), `wall_s`, `task` (null for figures of "
     "the whole run) and `env_steps`, and beside them the metrics below by name; what is unknown or "
     "not finite is null. TensorBoard and W&B show a metric as `section/name`, a task's against "
-    "`env_frames`. A gauge may go up and down; a counter only grows.",
+    "`env_frames`. A gauge may go up and down; a counter grows, but goes back to the newest "
+    "checkpoint's where work was lost (not at Prometheus, where it stands still until passed).",
 )
 
 
 def _sections() -> Iterator[str]:
-    for group, metrics in groupby(METRICS.values(), key=lambda metric: metric.group):
+    for group in dict.fromkeys(metric.group for metric in METRICS.values()):
         yield from ("", f"## {group.capitalize()}", "")
         yield "| name | unit | kind | of a | meaning | how to read it |"
         yield "|---|---|---|---|---|---|"
-        for metric in metrics:
+        for metric in (each for each in METRICS.values() if each.group == group):
             yield (
                 f"| `{metric.name}` | {metric.unit} | {metric.kind} | {metric.scope} | "
                 f"{metric.meaning} | {metric.how_to_read} |"

@@ -20,6 +20,8 @@ from rl_cluster.telemetry.prometheus import addresses_file
 
 PROMETHEUS = "127.0.0.1:9090"
 _GRAFANA = ("127.0.0.1", "3000")
+_GRAFANA_HOME = "/usr/share/grafana"
+"""Where Grafana's Debian package has it."""
 _SCRAPE_S = 5
 
 
@@ -98,11 +100,14 @@ def _commands(directory: Path, provisioning: Path) -> list[str]:
         "env",
         f"GF_PATHS_PROVISIONING={provisioning}",
         f"GF_PATHS_DATA={directory / 'grafana' / 'data'}",
+        f"GF_PATHS_LOGS={directory / 'grafana' / 'logs'}",
+        f"GF_PATHS_PLUGINS={directory / 'grafana' / 'plugins'}",
         f"GF_SERVER_HTTP_ADDR={host}",
         f"GF_SERVER_HTTP_PORT={port}",
-        "grafana",
+        # Not the `grafana` of the PATH: that one reads /etc/grafana, which only its service may.
+        f"{_GRAFANA_HOME}/bin/grafana",
         "server",
-        "--homepath=/usr/share/grafana",
+        f"--homepath={_GRAFANA_HOME}",
     ]
     return [shlex.join(prometheus), shlex.join(grafana)]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import ray
-from live_run import EXPERIMENTS, command
+from live_run import EXPERIMENTS, command, lines
 
 from chaos.counts import only_in_full
 from chaos.figures import record_figure
-from chaos.support import PERIOD_S, SETTINGS, ChaosRun, check_parameters_finite
+from chaos.support import PERIOD_S, SETTINGS, ChaosRun, chaos_run, check_parameters_finite
 from rl_cluster.cluster import runtime
 from rl_cluster.run_directory import read_address
 
@@ -64,6 +64,24 @@ def test_a_learner_that_dies_after_each_start_is_parked_and_tried_again(tmp_path
         with _Killer(run):
             _check_parked(run, "learner dies 2 s after each start", "Died")
         _check_tried_again(run)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_an_evaluator_that_was_given_up_is_tried_again_when_a_person_says_so(
+    tmp_path: Path,
+) -> None:
+    with chaos_run(tmp_path, *RULE) as run:
+        for deaths in range(1, 4):
+            run.kill(run.the("evaluator"))
+            run.until(lambda n=deaths: len(run.incidents(kind="worker_failed")) == n, 30, "noticed")
+        run.until(lambda: run.incidents(kind="worker_parked"), 30, "given up")
+        assert command("resume", run.run_dir, "Catch").returncode == 0
+        evaluated = run.run_dir / "Catch" / "evaluations.jsonl"
+        before = len(lines(evaluated))
+        run.until(lambda: len(lines(evaluated)) > before, 60, "an evaluation")
+        assert len(run.incidents(kind="worker_parked")) == 1
+        run.end_well()
 
 
 def _check_parked(run: ChaosRun, name: str, reason: str) -> None:

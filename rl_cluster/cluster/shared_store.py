@@ -1,0 +1,77 @@
+"""The object store of a cluster that several runs share: what its node on this host has for a run.
+
+Invariant: what live runs claim never adds up to more than that node's store. A claim is kept in the
+cluster's control store, and counts as long as the run's supervisor is an actor there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.experimental import internal_kv
+from ray.util import list_named_actors
+
+from rl_cluster.cluster import names
+from rl_cluster.cluster.placement import home_resource, live_nodes
+from rl_cluster.supervision.admission import AdmissionError
+
+_CLAIMS = b"rl-cluster-store-claims"
+
+
+def store_bytes() -> int:
+    """All of the node's store."""
+    here = home_resource()
+    stores = [
+        int(node["Resources"].get("object_store_memory", 0))
+        for node in live_nodes()
+        if here in node["Resources"]
+    ]
+    return max(stores, default=0)
+
+
+def free_store_bytes() -> int:
+    """What other live runs have not claimed of it."""
+    return max(0, store_bytes() - sum(map(_claimed_bytes, _other_runs())))
+
+
+def claim(needed_bytes: int) -> None:
+    """Claim so much in all for the run whose namespace this process is in.
+
+    Without it a store would overflow to disk, or fail.
+
+    Raises:
+      AdmissionError: names the sizes.
+    """
+    free_bytes = free_store_bytes()
+    if free_bytes < needed_bytes:
+        others = ", ".join(_other_runs())
+        raise AdmissionError(
+            f"the run needs {needed_bytes / 1e9:.2f} GB of object store on its keeper's host, and "
+            f"of {store_bytes() / 1e9:.2f} GB there {free_bytes / 1e9:.2f} GB are free"
+            + (f" beside {others}: stop one of them, " if others else ": ")
+            + f"start that node with --object-store-memory={needed_bytes} or more, or lower "
+            "replay.capacity_transitions"
+        )
+    put: Any = internal_kv._internal_kv_put
+    put(_key(_own_run()), str(needed_bytes).encode(), namespace=_CLAIMS)
+
+
+def _claimed_bytes(run: str) -> int:
+    get: Any = internal_kv._internal_kv_get
+    return int(get(_key(run), namespace=_CLAIMS) or 0)
+
+
+def _other_runs() -> list[str]:
+    """Namespaces of this program's other live runs on the cluster."""
+    found: list[Any] = list_named_actors(all_namespaces=True)
+    runs = {each["namespace"] for each in found if each["name"] == names.SUPERVISOR}
+    return sorted(runs - {_own_run()})
+
+
+def _own_run() -> str:
+    return str(ray.get_runtime_context().namespace)
+
+
+def _key(run: str) -> bytes:
+    return f"{home_resource()} {run}".encode()
