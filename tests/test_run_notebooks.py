@@ -21,6 +21,8 @@ from test_run_levers import SETTINGS, wait_for_metric, wait_for_updates
 from rl_cluster.telemetry.incidents import read_incidents
 from rl_cluster.telemetry.summary import read_summary
 
+pytestmark = pytest.mark.long
+
 ATTACHED = """
 import rl_cluster
 run = rl_cluster.attach({run!r}, wait_s=60)
@@ -46,7 +48,6 @@ print([each.value for each in controls(widget) if "refused" in str(getattr(each,
 """
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
 @pytest.mark.timeout(480)
 def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -254,21 +255,37 @@ def counters(run: LiveRun) -> dict[str, list[int]]:
     return {name: [row[name] for row in rows if row[name] is not None] for name in names}
 
 
-@pytest.mark.timeout(900)
-def test_rovers_train_beside_a_game_through_all_that_happens(tmp_path: Path) -> None:
+@contextmanager
+def fleet_beside_a_game(tmp_path: Path) -> Iterator[tuple[LiveRun, Listener]]:
+    """A run whose rovers drive with a policy of their own already, and what is heard of it."""
     config, run_dir = tmp_path / "rovers.yaml", tmp_path / "run"
     config.write_text(CONFIG)
     with LiveRun(config, run_dir) as run:
         until(lambda: (run_dir / "control" / "server-rovers.json").exists(), "a server", 120)
         with Listener(url_of(run)) as heard:
             both_tasks_train_and_policies_reach_the_rovers(run, heard)
-            a_late_rover_takes_the_present_policy(run)
-            a_person_goes_back(run, heard)
-            what_is_killed_comes_back(run, heard)
-            levers_move_a_fleet_as_a_game(run)
-            a_silent_fleet_is_waited_for(run)
-            pull(run, "stop")
-            assert run.finish(60) == 130, run.log()
+            yield run, heard
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_rovers_come_late_fall_silent_and_are_sent_earlier_policies(tmp_path: Path) -> None:
+    with fleet_beside_a_game(tmp_path) as (run, heard):
+        a_late_rover_takes_the_present_policy(run)
+        a_person_goes_back(run, heard)
+        a_silent_fleet_is_waited_for(run)
+        assert run.interrupt() == 130, run.log()
+        run.check_nothing_left()
+
+
+@pytest.mark.timeout(600)
+def test_rovers_train_beside_a_game_through_kills_levers_and_a_resume(tmp_path: Path) -> None:
+    config, run_dir = tmp_path / "rovers.yaml", tmp_path / "run"
+    with fleet_beside_a_game(tmp_path) as (run, heard):
+        what_is_killed_comes_back(run, heard)
+        levers_move_a_fleet_as_a_game(run)
+        pull(run, "stop")
+        assert run.finish(60) == 130, run.log()
         run.check_nothing_left()
         left, url = run.summary(), url_of(run)
         assert url in run.log()

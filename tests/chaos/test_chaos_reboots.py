@@ -19,7 +19,7 @@ from chaos.support import PERIOD_S, ChaosRun, chaos_run
 
 pytestmark = pytest.mark.chaos
 
-REBOOTS = count(30, 2)
+REBOOTS = count(30, 1)
 _IN_BLOCKS = 16 * 32
 """Transitions that the environments hold in blocks that are not sealed."""
 _JOURNAL_LATE_S = 2.0
