@@ -67,15 +67,19 @@ def _words(outcome: Outcome) -> str:
     from rl_cluster.cli_display import report_note
 
     if outcome.state == "failed":
-        return (
-            f"failed: {outcome.reason} (to try it once more: rl-cluster train CONFIG "
-            f"--run {outcome.run_dir} --resume)"
-        )
+        return f"failed: {outcome.reason} (to try it once more: {_once_more(outcome.run_dir)})"
     if outcome.state == "interrupted":
         return "interrupted"
     if outcome.summary is None:
         return "was completed before"
     return f"completed; {report_note(outcome.run_dir)}"
+
+
+def _once_more(run_dir: Path) -> str:
+    configuration = run_dir / "config.yaml"  # with the seed, and all that --set said
+    if configuration.exists():
+        return f"rl-cluster train {configuration} --run {run_dir} --resume"
+    return "the same command"
 
 
 def compare(arguments: argparse.Namespace) -> int:

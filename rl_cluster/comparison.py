@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rl_cluster.comparison_notes import notes_on
 from rl_cluster.comparison_runs import Group, read_groups
 from rl_cluster.evaluation import Evaluation
 from rl_cluster.statistics import (
@@ -71,6 +72,7 @@ class Improvement:
     over: str
     probability: float
     low: float | None
+    """None: either group is one run."""
     high: float | None
 
 
@@ -156,7 +158,8 @@ def compare(paths: Iterable[str | Path]) -> Comparison:
         group, and so are others whose configurations differ in nothing but their seed.
 
     Raises:
-      ComparisonError: a path is neither, a run has no evaluation, or tasks differ.
+      ComparisonError: a path is neither, a run has no evaluation, tasks differ, or a file of theirs
+        is damaged.
     """
     groups = read_groups(Path(path) for path in paths)
     tasks = list(groups[0].runs[0].evaluations)
@@ -167,7 +170,7 @@ def compare(paths: Iterable[str | Path]) -> Comparison:
         [_aggregate(group, tasks, scale) for group in groups] if scale else [],
         [_improvement(*two, tasks) for two in combinations(groups, 2)],
         [_curve(group, task) for group in groups for task in tasks],
-        _notes(groups, scale),
+        notes_on(groups, scale),
     )
 
 
@@ -265,22 +268,3 @@ def _points(evaluations: Sequence[Evaluation]) -> tuple[np.ndarray, np.ndarray]:
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
     return (None, None) if interval is None else (interval.low, interval.high)
-
-
-def _notes(groups: Sequence[Group], scale: str | None) -> list[str]:
-    notes = []
-    for group in groups:
-        if len(group.runs) == 1:
-            notes.append(f"{group.name} is one run: it has no interval")
-        notes += [
-            f"{run.directory.name} is {run.state}, not completed: its newest evaluation counts"
-            for run in group.runs
-            if run.state != "completed"
-        ]
-        if len({run.seed for run in group.runs}) < len(group.runs):
-            notes.append(f"{group.name} has a seed twice")
-    if scale is None:
-        notes.append("no aggregate: not every task has published human and random scores")
-    if scale == "return":
-        notes.append("the aggregate is of plain returns: the task has no published scores")
-    return notes

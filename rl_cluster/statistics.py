@@ -78,7 +78,7 @@ def bootstrap_interval(
       statistic: of one resample, shaped as `scores`.
 
     Returns:
-      The interval; None where no task has two runs, since nothing is known of their spread then.
+      The interval; None where a task has one run only, since nothing is known of its spread then.
 
     Raises:
       ValueError: there is no score, one is not finite, or `confidence` is not between 0 and 1.
@@ -86,7 +86,7 @@ def bootstrap_interval(
     strata = _checked(scores)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}: a share between 0 and 1, such as 0.95")
-    if all(len(stratum) < 2 for stratum in strata):
+    if any(len(stratum) < 2 for stratum in strata):
         return None
     rng = np.random.default_rng(seed)
     drawn = [

@@ -18,6 +18,7 @@ from rl_cluster.config import ConfigError, RunConfig
 from rl_cluster.telemetry.summary import write_text_atomically
 
 FILE_NAME = "sweep.yaml"
+_KINDS = (("name", str, "text"), ("seeds", list, "a list"), ("config", dict, "a mapping"))
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,15 @@ class SweepPlan:
     def check_same(self) -> None:
         """Make sure that no other sweep is there.
 
+        A setting that came with a later version counts as recorded with its default.
+
         Raises:
-          ConfigError: one is; the message says in what it differs.
+          ConfigError: one is, and the message says in what it differs; or its file is damaged.
         """
         if not is_sweep(self.directory):
             return
         wanted = config_file.flat(self._record())
-        found = config_file.flat(_read(self.directory / FILE_NAME))
+        found = config_file.flat(_read_plan(self.directory)._record())
         differing = sorted(
             key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)
         )
@@ -100,7 +103,7 @@ def plan_sweep(
             "max_env_steps (or max_seconds, which counts anew after an interruption)"
         )
     directory = directory.resolve()
-    name = _read(directory / FILE_NAME)["name"] if is_sweep(directory) else directory.name
+    name = _read(directory)["name"] if is_sweep(directory) else directory.name
     return SweepPlan(directory, name, replace(config, seed=0), tuple(seeds))
 
 
@@ -115,7 +118,7 @@ def runs_of(sweep: Path) -> list[Path]:
     Raises:
       ConfigError: its sweep.yaml is damaged.
     """
-    record = _read(sweep / FILE_NAME)
+    record = _read(sweep)
     return [_run_dir(sweep, record["name"], seed) for seed in record["seeds"]]
 
 
@@ -124,11 +127,27 @@ def _run_dir(sweep: Path, name: str, seed: int) -> Path:
     return sweep / f"{name}-seed-{seed}"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_plan(sweep: Path) -> SweepPlan:
+    record = _read(sweep)
+    try:
+        config = config_file.from_mapping(record["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{sweep / FILE_NAME} cannot be read: {error}") from error
+    return SweepPlan(sweep, record["name"], config, tuple(record["seeds"]))
+
+
+def _read(sweep: Path) -> dict[str, Any]:
+    path = sweep / FILE_NAME
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict) or not content.keys() >= {"name", "seeds", "config"}:
         raise ConfigError(f"{path} is no sweep's: it lacks name, seeds or config")
+    for key, kind, wanted in _KINDS:
+        if not isinstance(content[key], kind):
+            raise ConfigError(f"{path}: {key} is {content[key]!r}, not {wanted}")
+    for seed in content["seeds"]:
+        if type(seed) is not int:
+            raise ConfigError(f"{path}: {seed!r} in seeds is no whole number")
     return content

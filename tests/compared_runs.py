@@ -53,14 +53,23 @@ def write_run(
     config: RunConfig,
     curves: Mapping[str, Sequence[tuple[int, float]]],
     state: str = "completed",
+    failures: Mapping[str, str] | None = None,
 ) -> Path:
-    """A run directory: task to (env_steps, mean return) of each of its evaluations."""
+    """A run directory.
+
+    Args:
+      curves: task to (env_steps, mean return) of each of its evaluations.
+      state: of the run, and of the tasks that did not fail.
+      failures: task to why it is parked.
+    """
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(dump(config))
     for task, points in curves.items():
         for point in points:
             append_evaluation(run_dir / task / "evaluations.jsonl", evaluation(task, *point))
     tasks = {task: task_summary(state=state) for task in config.tasks}
+    for task, failure in (failures or {}).items():
+        tasks[task] = task_summary(state="failed", failure=failure)
     write_summary(run_dir, run_summary(state=state, tasks=tasks))
     return run_dir
 

@@ -17,9 +17,11 @@ from rich.console import Console
 import rl_cluster
 from rl_cluster.comparison import compare
 from rl_cluster.comparison_runs import ComparisonError
+from rl_cluster.config_file import dump
 from rl_cluster.scores import human_normalized
 from rl_cluster.sweep_plan import SweepPlan
 from rl_cluster.telemetry.comparison_page import terminal_tables, write_comparison
+from rl_cluster.telemetry.incidents import Incident, IncidentLog
 
 FAST, SLOW = (10.0, 12.0, 14.0, 20.0), (9.0, 11.0, 13.0)
 
@@ -79,14 +81,85 @@ def test_one_run_has_no_interval_and_that_is_said(tmp_path: Path) -> None:
     assert any("no interval" in note for note in compared.notes)
 
 
+@pytest.mark.parametrize("one_first", [True, False])
+def test_one_run_against_several_has_no_interval(tmp_path: Path, one_first: bool) -> None:
+    one, several = write_group(tmp_path, 1e-3, [15.0]), write_group(tmp_path, 1e-4, SLOW)
+    compared = compare([*one, *several] if one_first else [*several, *one])
+    (improvement,) = compared.improvements
+    assert improvement.probability == (1.0 if one_first else 0.0)
+    assert improvement.low is improvement.high is None
+
+
+def written_sweep(directory: Path, *seeds: int, begun: int) -> SweepPlan:
+    """A sweep of Pong, whose first seeds have begun."""
+    plan = SweepPlan(directory, directory.name, configured("Pong", seed=0), seeds)
+    plan.write()
+    for seed in seeds[:begun]:
+        curves = {"Pong": [(0, -20.0), (1000, float(seed))]}
+        write_run(plan.run_dir(seed), plan.seeded(seed), curves)
+    return plan
+
+
+def test_a_seed_whose_turn_has_not_come_is_said_and_the_others_compare(tmp_path: Path) -> None:
+    written_sweep(tmp_path / "lr", 4, 6, 8, begun=2)
+    compared = compare([tmp_path / "lr"])
+    assert [run.seed for run in compared.groups[0].runs] == [4, 6]
+    assert "lr-seed-8 has not begun yet: lr is without it" in compared.notes
+    whole = compare([written_sweep(tmp_path / "whole", 4, 6, begun=2).directory])
+    assert whole.notes == []
+
+
+def test_settings_that_differ_within_a_sweep_are_said(tmp_path: Path) -> None:
+    """A run of it was trained on by hand, with other settings."""
+    plan = written_sweep(tmp_path / "lr", 4, 6, begun=2)
+    other = configured("Pong", seed=6, learning_rate=1e-5)
+    (plan.run_dir(6) / "config.yaml").write_text(dump(other))
+    notes = compare([plan.directory]).notes
+    assert notes == ["runs of lr differ in tasks.Pong.learner.learning_rate"]
+
+
+def test_a_task_that_failed_in_a_completed_run_is_said(tmp_path: Path) -> None:
+    points = {"Pong": [(0, -20.0), (700, 3.0)], "Breakout": [(0, 0.0), (700, 3.0)]}
+    config = configured("Pong", "Breakout")
+    run = write_run(tmp_path / "run", config, points, failures={"Pong": "it died too often"})
+    notes = compare([run]).notes
+    assert "run/Pong is failed: its newest evaluation, at 700 env steps, counts" in notes
+    assert not any("Breakout" in note for note in notes)
+
+
+def test_what_people_or_the_load_changed_in_a_run_is_said(tmp_path: Path) -> None:
+    changed, other = write_group(tmp_path, 1e-3, FAST[:2])
+    for run, kinds in (
+        (changed, ["setting_changed", "load_changed", "setting_changed", "worker_failed"]),
+        (other, ["worker_failed", "paused"]),
+    ):
+        log = IncidentLog(run)
+        for kind in kinds:
+            log.append(Incident(1.8e9, None, None, kind, "a person asked for it", "done"))
+        log.close()
+    assert compare([changed, other]).notes == [
+        "0.001-0 was changed while it trained (setting_changed, load_changed): "
+        "its incidents say how"
+    ]
+
+
+def test_runs_of_different_length_are_said_and_shown(tmp_path: Path) -> None:
+    config = configured("Pong")
+    long = write_run(tmp_path / "long", config, {"Pong": [(0, -20.0), (1000, 5.0)]})
+    short = write_run(tmp_path / "short", config, {"Pong": [(0, -20.0), (500, 5.0)]})
+    alike = write_run(tmp_path / "alike", config, {"Pong": [(0, -20.0), (950, 5.0)]})
+    said = "the newest evaluations of Pong are after 500 to 1 k env steps"
+    assert any(said in note for note in compare([long, short]).notes)
+    assert not any("env steps" in note for note in compare([long, alike]).notes)
+    text = io.StringIO()
+    Console(file=text, width=100).print(terminal_tables(compare([long, short]))[0])
+    assert "env steps" in text.getvalue() and "500 to 1 k" in text.getvalue()
+
+
 def test_a_sweep_stands_for_its_runs_and_is_a_group_of_its_own(tmp_path: Path) -> None:
     """Two sweeps of the same configuration, such as before and after a change of the code."""
     for name in ("before", "after"):
-        plan = SweepPlan(tmp_path / name, name, configured("Pong", seed=0), (4, 6))
-        plan.write()
-        for seed in plan.seeds:
-            curves = {"Pong": [(0, -20.0), (1000, float(seed))]}
-            write_run(plan.run_dir(seed), plan.seeded(seed), curves)
+        written_sweep(tmp_path / name, 4, 6, begun=2)
     compared = compare([tmp_path / "before", tmp_path / "after"])
     assert [group.name for group in compared.groups] == ["before", "after"]
     assert [run.seed for run in compared.groups[0].runs] == [4, 6]
@@ -116,21 +189,37 @@ def test_what_is_not_over_yet_is_said(tmp_path: Path) -> None:
     assert any("run is running, not completed" in note for note in compare([run]).notes)
 
 
-@pytest.mark.parametrize("what", ["nothing", "no_run", "no_evaluation", "other_tasks", "damaged"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "nothing",
+        "no_run",
+        "no_evaluation",
+        "other_tasks",
+        "damaged",
+        "damaged_sweep",
+        "no_seed_has_begun",
+    ],
+)
 def test_what_cannot_be_compared_is_refused_with_the_reason(tmp_path: Path, what: str) -> None:
     pong = write_run(tmp_path / "pong", configured("Pong"), {"Pong": [(0, -20.0)]})
     catch = write_run(tmp_path / "catch", configured("Catch"), {"Catch": [(0, 0.0)]})
     silent = write_run(tmp_path / "silent", configured("Pong"), {})
     damaged = write_run(tmp_path / "damaged", configured("Pong"), {"Pong": [(0, -20.0)]})
     (damaged / "Pong" / "evaluations.jsonl").write_text("{}\n")
+    no_sweep = written_sweep(tmp_path / "no_sweep", 4, begun=1).directory
+    (no_sweep / "sweep.yaml").write_text("seeds: [")
+    waits = written_sweep(tmp_path / "waits", 4, 6, begun=0).directory
     paths, reason = {
         "nothing": ([], "no run to compare"),
         "no_run": ([tmp_path / "nowhere"], "is no run"),
         "no_evaluation": ([pong, silent], "silent has no evaluation of Pong yet"),
         "other_tasks": ([pong, catch], "different tasks"),
         "damaged": ([damaged], "damaged cannot be read"),
+        "damaged_sweep": ([pong, no_sweep], r"sweep\.yaml is not YAML.*name its runs one by one"),
+        "no_seed_has_begun": ([pong, waits], "no run of the sweep .*/waits has begun yet"),
     }[what]
-    with pytest.raises(ComparisonError, match=reason):
+    with pytest.raises(ComparisonError, match=f"(?s){reason}"):
         compare(paths)
 
 

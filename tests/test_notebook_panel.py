@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from telemetry_samples import run_summary, task_summary
 from test_notebook_views import run_dir as run_dir
+from test_notebook_views import write_effective
 
 from rl_cluster.notebook.names import Names
 from rl_cluster.notebook.panel import Panel
 from rl_cluster.notebook.recorded import RecordedRun
+from rl_cluster.supervision.admission import AdmissionError
 from rl_cluster.telemetry.summary import write_summary
 
 
 class NotedLevers(RecordedRun):
-    """Levers that move nothing and note who pulled them; heavy is refused."""
+    """Levers that move nothing and note who pulled them.
+
+    Heavy is refused, no game but Breakout fits, and the disk is full.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(run_dir)
         self.tiers = Names("tier", lambda: ["light", "heavy", "auto"])
         self.pulled: list[tuple[Any, ...]] = []
+        self.refused = 0
+        self.disk_is_full = False
 
     def tier(self, name: str) -> None:
         if name == "heavy":
+            self.refused += 1
             raise RuntimeError("heavy needs <90 GB>")
         self.pulled.append(("tier", name))
 
@@ -40,12 +49,16 @@ class NotedLevers(RecordedRun):
         self.pulled.append(("change", dict(settings), task))
 
     def add(self, task: str, settings: Mapping[str, Any] | None = None) -> None:
+        if task != "Breakout":
+            raise AdmissionError(f"{task} needs 90 GB")
         self.pulled.append(("add", task))
 
     def remove(self, task: str) -> None:
         self.pulled.append(("remove", task))
 
     def stop(self) -> None:
+        if self.disk_is_full:
+            raise OSError("no space left on device")
         self.pulled.append(("stop",))
 
 
@@ -69,6 +82,12 @@ class Shown:
 
     def says(self, text: str) -> bool:
         return any(text in str(getattr(part, "value", "")) for part in self.parts())
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -114,6 +133,25 @@ def test_a_refusal_is_shown_and_escaped(panel: Shown) -> None:
     assert panel.levers.pulled == [("tier", "light")] and panel.says("tier light: done")
 
 
+def test_a_tier_that_was_refused_is_not_shown_as_asked_for_and_can_be_chosen_again(
+    panel: Shown,
+) -> None:
+    for times in (1, 2):
+        panel["tier"].value = "heavy"
+        assert panel["tier"].value == "auto" and panel.levers.refused == times
+    assert panel.levers.pulled == []
+
+
+def test_a_refusal_of_memory_and_a_full_disk_are_shown(panel: Shown) -> None:
+    panel["new game"].value = "Pitfall"
+    panel["Add"].click()
+    assert panel.says("add Pitfall was refused: Pitfall needs 90 GB")
+    panel.levers.disk_is_full = True
+    panel["stop the whole run"].value = True
+    panel["Stop"].click()
+    assert panel.says("stop was refused: no space left on device")
+
+
 def test_a_run_is_stopped_only_by_two_moves(panel: Shown) -> None:
     panel["Stop"].click()
     assert panel.levers.pulled == []
@@ -141,8 +179,41 @@ def test_what_was_typed_stays_when_other_tasks_come(run_dir: Path) -> None:
     panel["learner.batch"].value = 96
     tasks["Breakout"] = task_summary()
     write_summary(run_dir, run_summary(updated_at=time.time(), tasks=tasks))
-    deadline_s = time.monotonic() + 60
-    while "Breakout" not in panel["task"].options:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    panel.wait_until(lambda: "Breakout" in panel["task"].options)
     assert panel["task"].value == "Pong" and panel["learner.batch"].value == 96
+
+
+def test_a_click_while_tasks_are_offered_anew_concerns_the_task_that_was_chosen(
+    run_dir: Path,
+) -> None:
+    tasks = {"Pong": task_summary()}
+    write_summary(run_dir, run_summary(updated_at=time.time(), tasks=tasks))
+    panel, offering = Shown(run_dir), threading.Event()
+    panel["task"].value = "Pong"
+
+    def linger(_: object) -> None:
+        offering.set()
+        time.sleep(0.5)
+
+    panel["task"].observe(linger, "value")
+    tasks["Breakout"] = task_summary()
+    write_summary(run_dir, run_summary(updated_at=time.time(), tasks=tasks))
+    assert offering.wait(60)
+    panel["Pause"].click()
+    assert panel.levers.pulled == [("pause", "Pong")]
+
+
+def test_what_others_change_is_shown_but_not_over_what_was_typed(run_dir: Path) -> None:
+    tasks = {"Pong": task_summary()}
+    write_summary(run_dir, run_summary(updated_at=time.time(), tasks=tasks))
+    panel = Shown(run_dir)
+    panel["task"].value = "Pong"
+    panel["evaluation.period_s"].value = 77.0
+    write_effective(run_dir, Pong={"learner": {"batch": 64}, "evaluation": {"period_s": 50.0}})
+    tier = {"requested": "light", "effective": "light"}
+    write_summary(run_dir, run_summary(updated_at=time.time(), tasks=tasks, tier=tier))
+    panel.wait_until(lambda: panel["tier"].value == "light")
+    assert panel["learner.batch"].value == 64 and panel["evaluation.period_s"].value == 77.0
+    assert panel.levers.pulled == [], "what others asked for is not asked for again"
+    panel["Apply"].click()
+    assert panel.levers.pulled == [("change", {"evaluation.period_s": 77.0}, "Pong")]

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,19 @@ from IPython.core.interactiveshell import InteractiveShell
 from naive_replay import numbered_block
 from PIL import Image
 from telemetry_samples import NOW_S, run_summary, task_summary
+from test_run_directory import held_by_another_process
 
 import rl_cluster
 from rl_cluster import config_file
 from rl_cluster.effective import EffectiveConfig
 from rl_cluster.levers import LIVE
+from rl_cluster.notebook.curves import CurveReader
 from rl_cluster.notebook.extra import needs
 from rl_cluster.notebook.names import tree_of_names
 from rl_cluster.notebook.recorded import RecordedRun
-from rl_cluster.notebook.refresh import refresh_every
+from rl_cluster.notebook.refresh import keep_fresh
 from rl_cluster.notebook.settings_form import SettingsForm
-from rl_cluster.notebook.status import is_live
+from rl_cluster.notebook.status import next_look_s
 from rl_cluster.replay.block import Block
 from rl_cluster.replay.journal import Journal, JournalLimits, JournalPlace
 from rl_cluster.streams.cutting import ROW
@@ -53,6 +57,11 @@ def write_rows(writer: MetricsWriter, task: str, start: int, count: int) -> None
         writer.write(NOW_S + row, float(row), task, 100 * row, figures)
 
 
+def write_effective(run_dir: Path, **tasks: dict[str, Any]) -> None:
+    config = config_file.from_mapping({"tasks": tasks})
+    (run_dir / "effective.yaml").write_text(EffectiveConfig(config, ()).dump())
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     writer = open_writer(tmp_path)
@@ -64,7 +73,7 @@ def run_dir(tmp_path: Path) -> Path:
     write_summary(tmp_path, run_summary(state="completed", tasks=tasks))
     config = config_file.from_mapping(CONFIG)
     (tmp_path / "config.yaml").write_text(config_file.dump(config))
-    (tmp_path / "effective.yaml").write_text(EffectiveConfig(config, ()).dump())
+    write_effective(tmp_path, **CONFIG["tasks"])
     return tmp_path
 
 
@@ -150,19 +159,49 @@ def test_a_live_chart_changes_with_the_file_and_rests_with_the_run(
     assert bytes(chart.value).startswith(PNG)
 
 
+def test_a_live_chart_outlasts_a_silence_and_rests_with_the_run(
+    run: RecordedRun, run_dir: Path
+) -> None:
+    write_summary(run_dir, run_summary(state="running", updated_at=0.0))
+    chart = run.curves("loss").live(period_s=0.01)
+    (thread,) = [t for t in threading.enumerate() if t.name.startswith(f"curves of {run_dir}")]
+    for start in (5, 10):
+        before, writer = chart.value, open_writer(run_dir)
+        write_rows(writer, "Pong", start, 5)
+        writer.close()
+        deadline_s = time.monotonic() + 60
+        while chart.value == before:
+            assert time.monotonic() < deadline_s, "it is not drawn anew any more"
+            time.sleep(0.01)
+        write_summary(run_dir, run_summary(state="running", updated_at=time.time()))
+    write_summary(run_dir, run_summary(state="completed"))
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+
+
+def test_curves_that_two_threads_read_hold_every_line_once(run: RecordedRun, run_dir: Path) -> None:
+    writer = open_writer(run_dir)
+    write_rows(writer, "Pong", 5, 3_000)
+    writer.close()
+    reader, alone = (CurveReader(run_dir / "metrics.jsonl", ["loss"]) for _ in range(2))
+    with ThreadPoolExecutor(4) as pool:
+        looks = [pool.submit(reader.read) for _ in range(8)]
+    assert [look.result() for look in looks] == [alone.read()] * 8
+
+
 def test_a_thing_shown_again_replaces_the_one_before() -> None:
     rounds = [threading.Event(), threading.Event()]
 
-    def refresh(number: int) -> bool:
+    def refresh(number: int) -> float:
         rounds[number].set()
-        return True
+        return 0.01
 
-    first = refresh_every("it", 0.01, lambda: refresh(0))
+    first = keep_fresh("it", 0.01, lambda: refresh(0))
     assert rounds[0].wait(60)
-    second = refresh_every("it", 0.01, lambda: refresh(1))
+    second = keep_fresh("it", 0.01, lambda: refresh(1))
     first.join(timeout=60)
     assert not first.is_alive() and rounds[1].wait(60)
-    refresh_every("it", 0.01, lambda: False).join(timeout=60)
+    keep_fresh("it", 0.01, lambda: None).join(timeout=60)
     second.join(timeout=60)
     assert not second.is_alive()
 
@@ -170,9 +209,22 @@ def test_a_thing_shown_again_replaces_the_one_before() -> None:
 def test_the_table_of_states_escapes_what_others_wrote(run: RecordedRun, run_dir: Path) -> None:
     html = run._repr_html_()
     assert "&lt;b&gt;full&lt;/b&gt;" in html and "completed" in html and "1.24 M" in html
-    assert not is_live(run_dir)
     write_summary(run_dir, run_summary(state="running", updated_at=0.0))
-    assert "no sign of life" in run._repr_html_() and not is_live(run_dir)
+    assert "no sign of life" in run._repr_html_()
+
+
+def test_a_run_is_looked_at_until_it_is_over_and_less_often_while_it_is_silent(
+    run_dir: Path,
+) -> None:
+    assert next_look_s(run_dir, 2.0) is None
+    with held_by_another_process(run_dir, resume=True):
+        assert next_look_s(run_dir, 2.0) == 2.0, "it is about to go on"
+    write_summary(run_dir, run_summary(state="running", updated_at=time.time()))
+    assert next_look_s(run_dir, 2.0) == 2.0
+    write_summary(run_dir, run_summary(state="running", updated_at=0.0))
+    assert next_look_s(run_dir, 2.0) == 10.0
+    (run_dir / "summary.json").unlink()
+    assert next_look_s(run_dir, 2.0) == 2.0
 
 
 def test_films_move_in_html_and_are_strips_elsewhere(run: RecordedRun, run_dir: Path) -> None:
@@ -269,11 +321,38 @@ def test_a_form_shows_what_runs_and_hands_on_only_what_was_changed(run_dir: Path
     assert form.changed() == {}
     fields["learner.batch"].value = 64
     assert form.changed() == {"learner.batch": 64}
-    form.taken()
+    form.taken({"learner.batch": 64})
     assert form.changed() == {}
     form.show("field")
     names = {field.description for field in form.box.children}
     assert "stream.silence_s" in names and "rollout.epsilon_base" not in names
+
+
+def fields_of(form: SettingsForm) -> dict[str, Any]:
+    return {field.description: field for field in form.box.children}
+
+
+def test_where_tasks_differ_all_of_them_can_be_set_to_what_one_has(run_dir: Path) -> None:
+    rate = {"learner": {"learning_rate": 2e-4}}
+    write_effective(run_dir, Pong={"learner": {"batch": 48}}, Breakout=rate)
+    tasks = {"Pong": task_summary(), "Breakout": task_summary()}
+    write_summary(run_dir, run_summary(tasks=tasks))
+    form = SettingsForm(run_dir)
+    form.show(None)
+    fields = fields_of(form)
+    assert "48" in fields["learner.batch"].placeholder
+    fields["learner.batch"].value = "48"
+    assert form.changed() == {"learner.batch": 48}, "where tasks differ untouched, they stay so"
+    form.taken({"learner.batch": 48})
+    write_effective(run_dir, Pong={"learner": {"batch": 48}}, Breakout={"learner": {"batch": 48}})
+    form.follow()
+    assert fields_of(form)["learner.batch"].value == 48 and form.changed() == {}
+
+    tasks["Pong"] = task_summary(state="completed")
+    write_summary(run_dir, run_summary(tasks=tasks))
+    write_effective(run_dir, Pong={"learner": {"batch": 48}}, Breakout={"learner": {"batch": 64}})
+    form.follow()
+    assert fields_of(form)["learner.batch"].value == 64, "what has ended cannot change any more"
 
 
 def test_an_extra_that_is_not_installed_is_named_with_its_line() -> None:

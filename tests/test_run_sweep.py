@@ -11,6 +11,7 @@ import pytest
 from compared_runs import write_run
 from live_run import EXPERIMENTS, LiveRun, command, lines
 
+from rl_cluster.control import Control
 from rl_cluster.sweep_plan import plan_sweep
 
 pytestmark = pytest.mark.long
@@ -62,14 +63,46 @@ def test_an_interrupted_sweep_goes_on_and_its_runs_compare(tmp_path: Path) -> No
     assert "at 2 an hour" in (first / "report.html").read_text()
 
 
-def test_a_seed_that_failed_is_reported_and_not_tried_again(tmp_path: Path) -> None:
-    plan = plan_sweep(tmp_path / "lr", CATCH, SETTINGS, (4, 6))
+@pytest.mark.timeout(400)
+def test_a_run_whose_sweep_was_killed_is_watched_to_its_end(tmp_path: Path) -> None:
+    sweep = tmp_path / "lr"
+    run_dir = sweep / "lr-seed-4"
+    words = ["sweep", CATCH, "--seeds", 4, "--sweep", sweep]
+    with LiveRun(CATCH, run_dir, *SETTINGS, instead=words) as run:
+        run.wait_for(lambda s: s["tasks"]["Catch"]["learner_updates"] > 20, 200)
+        session = Control(run_dir).read("session")
+        assert run.interrupt(signal.SIGKILL) == -signal.SIGKILL
+        again = command(*words, "--set", *SETTINGS)
+        assert again.returncode == 0, again.stderr
+        assert "seed 4: completed" in again.stdout, "it still trained"
+        assert Control(run_dir).read("session") == session is not None, "and in no second session"
+        run.check_nothing_left()
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["state"] == "completed"
+    assert summary["tasks"]["Catch"]["env_steps"] >= 12_000
+
+
+def test_a_seed_that_failed_or_a_task_of_it_is_reported_and_not_tried_again(
+    tmp_path: Path,
+) -> None:
+    plan = plan_sweep(tmp_path / "lr", CATCH, SETTINGS, (4, 6, 8))
     plan.write()
-    for seed, state in ((4, "failed"), (6, "completed")):
-        write_run(plan.run_dir(seed), plan.seeded(seed), {"Catch": [(0, 0.0)]}, state)
-    done = command("sweep", CATCH, "--seeds", 4, 6, "--sweep", plan.directory, "--set", *SETTINGS)
-    assert done.returncode == 1 and "1 of 2 runs failed" in done.stderr
+    parked = {"Catch": "it died too often"}
+    for seed, state, failures in (
+        (4, "failed", {}),
+        (6, "completed", {}),
+        (8, "completed", parked),
+    ):
+        curves = {"Catch": [(0, 0.0)]}
+        write_run(plan.run_dir(seed), plan.seeded(seed), curves, state, failures)
+    words = ["sweep", CATCH, "--seeds", 4, 6, 8, "--sweep", plan.directory, "--set", *SETTINGS]
+    done = command(*words)
+    assert done.returncode == 1 and "2 of 3 runs failed" in done.stderr
     assert "seed 4: failed" in done.stdout and "seed 6: was completed before" in done.stdout
+    first = plan.run_dir(4)
+    once_more = f"rl-cluster train {first}/config.yaml --run {first} --resume"
+    assert once_more in done.stdout.replace("\n", ""), "with the seed, and what --set said"
+    assert "seed 8: failed: Catch: it died too often" in done.stdout
 
 
 def test_a_forecast_is_measured_by_a_run_that_leaves_nothing(tmp_path: Path) -> None:

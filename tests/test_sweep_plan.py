@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -53,6 +55,28 @@ def test_another_sweep_in_the_same_directory_is_refused(
         planned(tmp_path, *settings, seeds=seeds).check_same()
 
 
+def change_file(sweep: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = yaml.safe_load((sweep / "sweep.yaml").read_text())
+    change(record)
+    (sweep / "sweep.yaml").write_text(yaml.safe_dump(record))
+
+
+def test_a_setting_that_came_with_a_later_version_makes_no_other_sweep(tmp_path: Path) -> None:
+    planned(tmp_path).write()
+    change_file(tmp_path, lambda record: record["config"].pop("supervisor"))
+    change_file(tmp_path, lambda record: record["config"]["tasks"]["Catch"].pop("checkpoint"))
+    planned(tmp_path).check_same()
+    with pytest.raises(ConfigError, match=r"supervisor\.backoff_s is 1\.0, not 7\.5"):
+        planned(tmp_path, "supervisor.backoff_s=7.5").check_same()
+
+
+def test_a_setting_that_a_later_version_lacks_is_named_with_its_file(tmp_path: Path) -> None:
+    planned(tmp_path).write()
+    change_file(tmp_path, lambda record: record["config"].update(old_setting=3))
+    with pytest.raises(ConfigError, match=r"sweep\.yaml cannot be read: .*'old_setting'"):
+        planned(tmp_path).check_same()
+
+
 def test_a_sweep_that_was_moved_finds_its_runs(tmp_path: Path) -> None:
     planned(tmp_path / "old").write()
     (tmp_path / "old").rename(tmp_path / "new")
@@ -66,6 +90,24 @@ def test_a_damaged_sweep_is_named(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"seeds": [1]}))
     assert is_sweep(tmp_path)
     with pytest.raises(ConfigError, match="lacks name, seeds or config"):
+        runs_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seeds": 4}, "seeds is 4, not a list"),
+        ({"seeds": [4, "six"]}, "'six' in seeds is no whole number"),
+        ({"name": 3}, "name is 3, not text"),
+        ({"config": None}, "config is None, not a mapping"),
+    ],
+)
+def test_what_a_sweeps_file_cannot_hold_is_named(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    planned(tmp_path).write()
+    change_file(tmp_path, lambda record: record.update(change))
+    with pytest.raises(ConfigError, match=said):
         runs_of(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ from rl_cluster.cluster.tracker_guard import TrackerGuard
 from rl_cluster.config import RunConfig
 from rl_cluster.config_file import dump, from_mapping
 from rl_cluster.control import Control, ProcessId
+from rl_cluster.signals import StopFlag
+from rl_cluster.telemetry import tracker as tracker_module
 from rl_cluster.telemetry.incidents import Incident, IncidentLog, read_incidents
 from rl_cluster.telemetry.tracker import Tracker
 from rl_cluster.telemetry.wandb_runs import check_available, wandb_mode
@@ -78,11 +81,12 @@ def save_best(run_dir: Path, step: int) -> Path:
 
 def follow(run_dir: Path, looks: int = 1) -> None:
     """One session of a tracker."""
-    tracker, opened_s = Tracker(run_dir), int(time.time())
+    tracker = Tracker(run_dir)
     for _ in range(looks):
         tracker.look()
     tracker.close()
-    while int(time.time()) == opened_s:  # W&B names a session's directory by the second
+    closed_s = int(time.time())
+    while int(time.time()) == closed_s:  # W&B names a session's directory by the second
         time.sleep(0.02)
 
 
@@ -162,6 +166,61 @@ def test_while_wandb_cannot_be_reached_it_says_so_once_and_keeps_what_it_has_to_
     assert Control(run_dir).read("tracker_told") is None
     follow(run_dir)
     assert [row["_step"] for path in sessions(run_dir, "pong-id") for row in history(path)] == [400]
+
+
+def test_what_wandb_could_never_be_told_is_left_for_its_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = make_run(tmp_path / "one", "Pong")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+    monkeypatch.setattr(tracker_module, "_MOST_BYTES", 500)  # more than one look can take
+    write_rows(run_dir, 400)
+    tracker, stop = Tracker(run_dir), StopFlag()
+    tracker.look()
+    frames = range(800, 8_400, 400)
+    write_rows(run_dir, *frames)
+    stop.came = signal.SIGTERM
+    tracker.follow(stop)
+    (path,) = sessions(run_dir, "pong-id")
+    assert [row["_step"] for row in history(path)] == [400, *frames]
+    assert os.environ["WANDB_MODE"] == "online"
+
+
+def test_a_tracker_whose_wandb_process_died_ends_and_its_heir_tells_on(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "one", "Pong")
+    control, hub = Control(run_dir), TelemetryHub("one", run_dir, configuration("Pong"))
+    guard = TrackerGuard(run_dir, control, hub, wanted=True)
+    control.beat("supervisor")
+    write_rows(run_dir, 400)
+    guard.look({"Pong": "pong-id"}, 0.0)
+    first = started(control)
+    for core in wandb_processes(first):
+        core.kill()
+    deadline_s, frames = time.monotonic() + 60, 800
+    while ProcessId.of(first.pid).alive:
+        assert time.monotonic() < deadline_s, "it goes on without W&B's process"
+        control.beat("supervisor")
+        frames += 400
+        write_rows(run_dir, frames)
+        time.sleep(0.5)
+    assert "ConnectionResetError" in (run_dir / "tracker.log").read_text()
+    write_rows(run_dir, frames + 400)
+    guard.look({"Pong": "pong-id"}, 200.0)
+    started(control, first.pid)
+    guard.finish(hurried=False)
+    hub.close()
+    assert [i.kind for i in read_incidents(run_dir)] == ["worker_failed"]
+    assert history(sessions(run_dir, "pong-id")[-1])[-1]["_step"] == frames + 400
+
+
+def wandb_processes(tracker: psutil.Process) -> list[psutil.Process]:
+    """W&B's own, once the tracker has opened a run."""
+    found = [child for child in tracker.children(recursive=True) if "wandb" in child.name()]
+    assert found
+    return found
 
 
 def test_the_supervisor_starts_a_tracker_replaces_a_dead_one_and_passes_on_what_it_says(

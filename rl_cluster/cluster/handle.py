@@ -104,6 +104,7 @@ class RunHandle(RecordedRun):
 
         Raises:
           ConfigError: the settings, or the environment that they name, cannot be.
+          AdmissionError: it does not fit this machine's memory; the message holds the numbers.
         """
         from rl_cluster.preparation import prepare_added  # imports torch
 

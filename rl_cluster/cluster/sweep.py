@@ -28,6 +28,7 @@ class Outcome:
 
     run_dir: Path
     state: Literal["completed", "interrupted", "failed"]
+    """A run is failed, too, that is completed but for a task of it."""
     reason: str
     """Why it failed, as far as it is known; else empty."""
     summary: Summary | None
@@ -80,8 +81,9 @@ class Sweep:
     def train(self, seed: int, show: Callable[[Summary], None]) -> Outcome:
         """Let the run of a seed be complete: begin it, go on with it, or leave it as it is.
 
-        A run that failed is not tried again here, since it would most likely fail again; one that
-        a sweep which was killed left behind still trains, and is watched to its end.
+        A run that failed, or a task of it, is not tried again here, since it would most likely fail
+        again; one that could not be started is. One that a sweep which was killed left behind still
+        trains, and is watched to its end.
 
         Args:
           show: receives each new summary.
@@ -116,11 +118,9 @@ class Sweep:
             return Outcome(directory.path, "interrupted", "", None)
         except training.RunFailed as error:
             return Outcome(directory.path, "failed", str(error), None)
-        if summary["state"] == "completed":
-            return Outcome(directory.path, "completed", "", summary)
         if summary["state"] == "interrupted":
             return Outcome(directory.path, "interrupted", "", summary)
-        return Outcome(directory.path, "failed", _reason(summary), summary)
+        return _completed_or_failed(directory.path, summary, summary)
 
 
 def _ended(run_dir: Path) -> Outcome | None:
@@ -131,12 +131,13 @@ def _ended(run_dir: Path) -> Outcome | None:
         return None
     except SummaryError as error:
         return Outcome(run_dir, "failed", str(error), None)
-    if summary["state"] == "completed":
-        return Outcome(run_dir, "completed", "", None)
-    if summary["state"] == "failed":
-        return Outcome(run_dir, "failed", _reason(summary), None)
+    if summary["state"] in ("completed", "failed"):
+        return _completed_or_failed(run_dir, summary, None)
     return None
 
 
-def _reason(summary: Summary) -> str:
-    return failures_of(summary) or f"it is {summary['state']}"
+def _completed_or_failed(run_dir: Path, summary: Summary, shown: Summary | None) -> Outcome:
+    failures = failures_of(summary)
+    if summary["state"] == "completed" and not failures:
+        return Outcome(run_dir, "completed", "", shown)
+    return Outcome(run_dir, "failed", failures or f"it is {summary['state']}", shown)

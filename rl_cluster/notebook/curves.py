@@ -1,7 +1,7 @@
 """Learning curves as a picture, drawn once or again and again while a run goes on.
 
 Invariant: metrics.jsonl is read once, whatever its size and however often it is drawn: each look
-goes on behind the last whole line of the one before.
+goes on behind the last whole line of the one before, whichever thread looks.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import io
 import json
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_cluster.notebook.extra import needs
-from rl_cluster.notebook.refresh import refresh_every
-from rl_cluster.notebook.status import is_live
+from rl_cluster.notebook.refresh import keep_fresh
+from rl_cluster.notebook.status import next_look_s
 from rl_cluster.telemetry import writers
-from rl_cluster.telemetry.charts import Curve
+from rl_cluster.telemetry.charts import Curve, Point
 from rl_cluster.telemetry.formatting import short_count
 from rl_cluster.telemetry.metrics import metric_named
 
@@ -88,18 +89,18 @@ class Curves:
         image = ipywidgets.Image(value=self._repr_png_(), format="png")
         name = f"curves of {self._run_dir}: {self._metrics}, {self._task}"
 
-        def refresh() -> bool:
-            live = is_live(self._run_dir)
+        def refresh() -> float | None:
+            wait_s = next_look_s(self._run_dir, period_s)
             image.value = self._repr_png_()
-            return live and image.comm is not None
+            return None if image.comm is None else wait_s
 
-        refresh_every(name, period_s, refresh)
+        keep_fresh(name, period_s, refresh)
         return image
 
     def _repr_png_(self) -> bytes:
         return png_of(self.figure())
 
-    def _draw(self, metric: str, curves: dict[tuple[str, str], Curve], axes: Axes) -> None:
+    def _draw(self, metric: str, curves: dict[tuple[str, str], list[Point]], axes: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
 
         other, label = _BESIDE.get(metric, ("", ""))
@@ -134,18 +135,23 @@ class CurveReader:
     def __init__(self, path: Path, metrics: Collection[str]) -> None:
         self._path, self._metrics, self._read_bytes = path, metrics, 0
         self._curves: dict[tuple[str, str], Curve] = defaultdict(Curve)
+        self._lock = threading.Lock()
 
-    def read(self) -> dict[tuple[str, str], Curve]:
-        """The curves by task and metric, with what was written since the last look."""
-        if self._path.exists():
-            with self._path.open("rb") as file:
-                file.seek(self._read_bytes)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._read_bytes += len(line)
-                    self._add(json.loads(line))
-        return dict(self._curves)
+    def read(self) -> dict[tuple[str, str], list[Point]]:
+        """Points by task and metric, with what was written since the last look of any thread."""
+        with self._lock:
+            if self._path.exists():
+                self._read_on()
+            return {key: curve.points for key, curve in self._curves.items()}
+
+    def _read_on(self) -> None:
+        with self._path.open("rb") as file:
+            file.seek(self._read_bytes)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._read_bytes += len(line)
+                self._add(json.loads(line))
 
     def _add(self, row: dict[str, Any]) -> None:
         task, frames = row.get("task"), row.get("env_frames")
@@ -163,7 +169,7 @@ def png_of(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _line(axes: Axes, curve: Curve, colour: str, **style: Any) -> None:
-    xs, ys = zip(*curve.points, strict=True)
+def _line(axes: Axes, points: Sequence[Point], colour: str, **style: Any) -> None:
+    xs, ys = zip(*points, strict=True)
     marker = "o" if len(xs) == 1 else None
     axes.plot(xs, ys, color=colour, marker=marker, **style)

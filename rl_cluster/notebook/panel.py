@@ -1,12 +1,15 @@
 """The panel of a live run in a notebook: its state, and the levers that the command line has.
 
 Invariant: a lever moves only when a person moves it, and what the run answers, a refusal too, is
-shown. State comes from summary.json, so that looking asks the run for nothing.
+shown. State comes from summary.json, so that looking asks the run for nothing. What a person chose
+is read and offered anew under one lock, since a thread of its own looks.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rl_cluster.config import ConfigError
 from rl_cluster.notebook.extra import needs
 from rl_cluster.notebook.names import Names
-from rl_cluster.notebook.refresh import refresh_every
+from rl_cluster.notebook.refresh import keep_fresh
 from rl_cluster.notebook.settings_form import SettingsForm
-from rl_cluster.notebook.status import is_live, status_html
+from rl_cluster.notebook.status import next_look_s, status_html
+from rl_cluster.supervision.admission import AdmissionError
 from rl_cluster.telemetry.summary import Summary
 
 if TYPE_CHECKING:
@@ -72,14 +76,14 @@ class Panel:
     def __init__(self, levers: Levers, run_dir: Path) -> None:
         with needs("notebook"):
             import ipywidgets
-        self._levers, self._run_dir = levers, run_dir
+        self._levers, self._run_dir, self._lock = levers, run_dir, threading.RLock()
         self._status, self._answer = ipywidgets.HTML(), ipywidgets.HTML()
         self._task = ipywidgets.Dropdown(description="task", options=[_ALL])
         self._form = SettingsForm(run_dir)
+        self._seen_tier = self._requested_tier
+        """As it was last read: what a person has just asked for is not in the file yet."""
         self._tier = ipywidgets.ToggleButtons(
-            description="tier",
-            options=list(levers.tiers),
-            value=levers.summary()["tier"]["requested"],
+            description="tier", options=list(levers.tiers), value=self._seen_tier
         )
         self._new = ipywidgets.Text(description="new game", placeholder="Breakout")
         self._sure = ipywidgets.Checkbox(description="stop the whole run", indent=False)
@@ -98,11 +102,16 @@ class Panel:
         self._task.observe(self._show_settings, "value")
         self._refresh()
         self._show_settings()
-        refresh_every(f"panel of {run_dir}", _PERIOD_S, self._refresh)
+        keep_fresh(f"panel of {run_dir}", _PERIOD_S, self._refresh)
 
     @property
     def _chosen(self) -> str | None:
-        return None if self._task.value == _ALL else self._task.value
+        with self._lock:
+            return None if self._task.value == _ALL else self._task.value
+
+    @property
+    def _requested_tier(self) -> str:
+        return self._levers.summary()["tier"]["requested"]
 
     def _task_buttons(self) -> list[Any]:
         return [
@@ -114,23 +123,29 @@ class Panel:
         ]
 
     def _ask_for_tier(self, change: Mapping[str, Any]) -> None:
-        self._do(f"tier {change['new']}", lambda: self._levers.tier(change["new"]))
+        name = change["new"]
+        if not self._do(f"tier {name}", lambda: self._levers.tier(name)):
+            self._show_tier(self._requested_tier)
 
     def _show_settings(self, _: Mapping[str, Any] | None = None) -> None:
         try:
-            self._form.show(self._chosen)
+            with self._lock:
+                self._form.show(self._chosen)
         except ConfigError as error:
             self._say(str(error))
 
     def _apply(self) -> None:
-        if changed := self._form.changed():
-            self._do(f"set {', '.join(changed)}", lambda: self._change(changed))
+        with self._lock:
+            task, changed = self._chosen, self._form.changed()
+        if changed:
+            self._do(f"set {', '.join(changed)}", lambda: self._change(changed, task))
         else:
             self._say("nothing is changed: enter another value first")
 
-    def _change(self, settings: Mapping[str, Any]) -> None:
-        self._levers.change(settings, self._chosen)
-        self._form.taken()
+    def _change(self, settings: Mapping[str, Any], task: str | None) -> None:
+        self._levers.change(settings, task)
+        with self._lock:
+            self._form.taken(settings)
 
     def _remove(self) -> None:
         if (task := self._chosen) is None:
@@ -148,26 +163,44 @@ class Panel:
         else:
             self._say("tick the box beside it first")
 
-    def _do(self, what: str, lever: Callable[[], None]) -> None:
-        """Move a lever and say what came of it; a refusal is an answer too."""
+    def _do(self, what: str, lever: Callable[[], None]) -> bool:
+        """Move a lever and say what came of it; a refusal is an answer too.
+
+        Returns:
+          Whether it was done.
+        """
         self._say(f"{what} …")
         try:
             lever()
-        except (RuntimeError, ValueError) as error:
+        except (AdmissionError, OSError, RuntimeError, ValueError) as error:
             self._say(f"{what} was refused: {error}")
-        else:
-            self._say(f"{what}: done")
+            return False
+        self._say(f"{what}: done")
+        return True
 
     def _say(self, text: str) -> None:
         self._answer.value = escape(text)
 
-    def _refresh(self) -> bool:
-        live = is_live(self._run_dir)
+    def _refresh(self) -> float | None:
+        wait_s = next_look_s(self._run_dir, _PERIOD_S)
         self._status.value = status_html(self._run_dir)
-        names = [_ALL, *self._levers.tasks]
-        if names != list(self._task.options):
-            self._offer(names)
-        return live and self.box.comm is not None
+        names, tier = [_ALL, *self._levers.tasks], self._requested_tier
+        with self._lock:
+            if names != list(self._task.options):
+                self._offer(names)
+            with suppress(ConfigError):  # it has been said, or the run starts anew
+                self._form.follow()
+        if tier != self._seen_tier:
+            self._show_tier(tier)
+        return None if self.box.comm is None else wait_s
+
+    def _show_tier(self, name: str) -> None:
+        """Show a tier that is asked for already."""
+        with self._lock:
+            self._seen_tier = name
+            self._tier.unobserve(self._ask_for_tier, "value")
+            self._tier.value = name if name in self._tier.options else None
+            self._tier.observe(self._ask_for_tier, "value")
 
     def _offer(self, names: list[str]) -> None:
         """Offer other tasks; what was typed for the one that is chosen stays, if it does."""
@@ -186,7 +219,7 @@ def _row(*parts: Any) -> Any:
     return ipywidgets.HBox(parts)
 
 
-def _button(text: str, action: Callable[[], None], tooltip: str = "") -> Any:
+def _button(text: str, action: Callable[[], object], tooltip: str = "") -> Any:
     import ipywidgets
 
     button = ipywidgets.Button(description=text, tooltip=tooltip)

@@ -14,21 +14,27 @@ _log = logging.getLogger(__name__)
 _ends: dict[str, threading.Event] = {}
 
 
-def refresh_every(name: str, period_s: float, refresh: Callable[[], bool]) -> threading.Thread:
-    """Call `refresh` until it returns False, or until another of the same name comes."""
+def keep_fresh(name: str, first_s: float, refresh: Callable[[], float | None]) -> threading.Thread:
+    """Draw something anew again and again, until another of the same name comes.
+
+    Args:
+      name: what is drawn.
+      first_s: seconds until it is drawn anew for the first time.
+      refresh: draws it; returns the seconds until the next time, None: that was the last.
+    """
     if name in _ends:
         _ends[name].set()
     end = _ends[name] = threading.Event()
-    thread = threading.Thread(target=_repeat, args=(end, period_s, refresh), name=name, daemon=True)
+    thread = threading.Thread(target=_repeat, args=(end, first_s, refresh), name=name, daemon=True)
     thread.start()
     return thread
 
 
-def _repeat(end: threading.Event, period_s: float, refresh: Callable[[], bool]) -> None:
-    while not end.wait(period_s):
+def _repeat(end: threading.Event, first_s: float, refresh: Callable[[], float | None]) -> None:
+    wait_s: float | None = first_s
+    while wait_s is not None and not end.wait(wait_s):
         try:
-            if not refresh():
-                return
+            wait_s = refresh()
         except Exception:  # noqa: BLE001  (a thread's boundary: what is shown stays as it is)
             _log.warning("what is shown is not drawn anew any more", exc_info=True)
             return

@@ -9,6 +9,7 @@ import time
 from html import escape
 from pathlib import Path
 
+from rl_cluster.run_directory import is_in_use
 from rl_cluster.telemetry.formatting import duration
 from rl_cluster.telemetry.report import summary_table
 from rl_cluster.telemetry.summary import Summary, is_stale, read_summary
@@ -20,6 +21,7 @@ _STYLE = """<style>
 .rl-cluster td:first-child, .rl-cluster th:first-child { text-align: left; }
 .rl-cluster .failure { color: #b3400a; }
 </style>"""
+_SILENT_PERIODS = 5.0
 
 
 def status_html(run_dir: Path) -> str:
@@ -34,13 +36,22 @@ def status_html(run_dir: Path) -> str:
     )
 
 
-def is_live(run_dir: Path) -> bool:
-    """Whether a run is at work, or has yet to say that it is."""
+def next_look_s(run_dir: Path, period_s: float) -> float | None:
+    """Seconds until a run is worth another look; None: it is over, and stays as it is.
+
+    One that is silent may come back (a full disk, a frozen supervisor, a reboot), and is looked at
+    less often; one that has ended and is held by a process is about to go on.
+
+    Args:
+      period_s: seconds between two looks at a live run.
+    """
     try:
         summary = read_summary(run_dir)
     except FileNotFoundError:
-        return True
-    return summary["state"] == "running" and not is_stale(summary, time.time())
+        return period_s
+    if summary["state"] != "running":
+        return period_s if is_in_use(run_dir) else None
+    return _SILENT_PERIODS * period_s if is_stale(summary, time.time()) else period_s
 
 
 def _headline(summary: Summary, now_s: float) -> str:

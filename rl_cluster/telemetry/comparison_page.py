@@ -72,7 +72,8 @@ def render_comparison(comparison: Comparison) -> str:
 
 def terminal_tables(comparison: Comparison) -> list[Table]:
     """Return the figures as tables for a terminal."""
-    tables = [Table("task", "group", "runs", "mean return", "95 %", "random", "of human")]
+    heads = ("task", "group", "runs", "mean return", "95 %", "random", "of human", "env steps")
+    tables = [Table(*heads)]
     for row in comparison.scores:
         tables[0].add_row(
             row.task,
@@ -82,6 +83,7 @@ def terminal_tables(comparison: Comparison) -> list[Table]:
             _interval(row.low, row.high),
             score(row.random_mean_return),
             percent(row.human_normalized),
+            _steps(row),
         )
     if comparison.aggregates:
         tables.append(Table("group", "scale", "IQM", "95 %"))

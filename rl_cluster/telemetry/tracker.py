@@ -1,14 +1,17 @@
 """The tracker: reads a run's files and tells Weights & Biases what is new in them.
 
-Invariant: what W&B could not be told stays in the files, and is told when it answers; how far it
-was told outlives the tracker, so that its heir tells nothing twice.
+Invariant: what W&B could not be told stays in the files, and is told when it answers, or at the end
+as an offline session; how far it was told outlives the tracker, so that its heir tells nothing
+twice.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -58,11 +61,28 @@ class Tracker:
         self._supervisor = PulseReader(self._control, "supervisor", time.monotonic())
 
     def follow(self, stop: StopFlag) -> None:
-        """Look and tell until a signal asks to stop, or the run is left alone."""
+        """Look and tell until a signal asks to stop, or the run is left alone.
+
+        Raises:
+          ConnectionError: W&B's own process is gone, and with it all that was opened.
+        """
         while not stop.wait(_LOOK_S) and not self._is_abandoned:
             self.look()
-        self.look()
+        if not self._is_in_trouble:
+            self.look()
+        self._tell_rest()
         self.close()
+
+    def _tell_rest(self) -> None:
+        """Tell all that is new; what W&B did not open, it is told offline, for `wandb sync`."""
+        try:
+            with _offline() if self._is_in_trouble else nullcontext():
+                while self._tell():
+                    self._control.beat(ROLE)
+        except ConnectionError:
+            raise
+        except (WandbError, OSError) as error:
+            _log.error("not told: %s", error)
 
     def close(self) -> None:
         """Let W&B finish what it was told."""
@@ -73,13 +93,19 @@ class Tracker:
         return self._supervisor.silence_s(time.monotonic()) > _ABANDONED_S
 
     def look(self) -> None:
-        """Tell what is new; while W&B does not answer, try again at growing intervals."""
+        """Tell what is new; while W&B does not answer, try again at growing intervals.
+
+        Raises:
+          ConnectionError: W&B's own process is gone, and with it all that was opened.
+        """
         now_s = time.monotonic()
         self._control.beat(ROLE)
         if self._is_in_trouble and self._retry.wait_s(now_s) > 0:
             return
         try:
             self._tell()
+        except ConnectionError:  # no retry here gets it back: an heir starts another
+            raise
         except (WandbError, OSError) as error:
             self._retry.done(now_s)
             if not self._is_in_trouble:
@@ -90,12 +116,13 @@ class Tracker:
             self._say("tracker_again", "W&B answers", "it is told what it missed")
         self._is_in_trouble = False
 
-    def _tell(self) -> None:
+    def _tell(self) -> bool:
+        """Tell what is new, of each file so much at once; return whether there were lines."""
         told = self._told
+        before = told.incidents_bytes, told.metrics_bytes
         for task, run_id in (self._control.read("trackers") or {}).items():
             if task not in self._runs:
-                self._runs.open(task, run_id)
-                self._control.beat(ROLE)
+                self._open(task, run_id)
             self._tell_films(task)
             if self._sends_checkpoints:
                 self._tell_checkpoint(task)
@@ -109,6 +136,15 @@ class Tracker:
             self._runs.row(Row.from_columns(item))
         told.metrics_bytes = end
         self._control.write("tracker_told", asdict(told))
+        return before != (told.incidents_bytes, told.metrics_bytes)
+
+    def _open(self, task: str, run_id: str) -> None:
+        try:
+            self._runs.open(task, run_id)
+        except WandbError:
+            self._runs.close()  # W&B's process takes the id for one in use until it ends
+            raise
+        self._control.beat(ROLE)
 
     def _tell_films(self, task: str) -> None:
         files = sorted((self._run_dir / task / "videos").glob("*"))
@@ -135,3 +171,16 @@ class Tracker:
         _log.info("%s", said)
         with suppress(OSError):
             self._control.write("tracker_said", said)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let W&B write files for `wandb sync`, and ask its server for nothing."""
+    before = os.environ.get("WANDB_MODE")
+    os.environ["WANDB_MODE"] = "offline"
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_MODE"]
+        if before is not None:
+            os.environ["WANDB_MODE"] = before
