@@ -24,7 +24,7 @@ from rl_cluster.cluster.runtime import end_processes
 HERE = Path(__file__).resolve().parent
 PAGES = HERE.parent / "docs" / "notebooks"
 WANT_A_CLUSTER = ("05_on_a_cluster",)
-_CELL_TIMEOUT_S = 240
+_CELL_TIMEOUT_S = 480
 
 
 def notebooks() -> list[Path]:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rl_cluster.algorithm import full_block, specify, weights_bytes
 from rl_cluster.config import ClusterConfig, ConfigError, RunConfig, TaskConfig
@@ -42,6 +42,14 @@ _STORE_SLACK = 1.06
 _WORKERS_BESIDE_ROLLOUTS = 3  # replay, learner, evaluator
 
 
+class StoreRoom(NamedTuple):
+    """What an object store has for a run."""
+
+    free_bytes: int
+    place: str
+    """For people."""
+
+
 @dataclass(frozen=True)
 class PreparedRun:
     """A run that may start."""
@@ -66,12 +74,12 @@ class PreparedRun:
         return min(self.machine.shared_memory_bytes, wanted)
 
 
-def prepare(config: RunConfig, taken_bytes: int = 0, store_bytes: int | None = None) -> PreparedRun:
+def prepare(config: RunConfig, taken_bytes: int = 0, store: StoreRoom | None = None) -> PreparedRun:
     """Settle a configuration on this machine.
 
     Args:
       taken_bytes: memory that is free now, and will not be: replay of others that still fills.
-      store_bytes: what is free of the object store of a cluster that is there already.
+      store: of a cluster that is there already.
 
     Raises:
       ConfigError: an environment, a device or a network that cannot be.
@@ -82,9 +90,8 @@ def prepare(config: RunConfig, taken_bytes: int = 0, store_bytes: int | None = N
     if config.telemetry.tensorboard:
         _check_tensorboard()
     machine = _without(detect(), taken_bytes)
-    if store_bytes is not None and store_bytes < machine.shared_memory_bytes:
-        place = "the store of the cluster's node here"
-        machine = replace(machine, shared_memory_bytes=store_bytes, store_place=place)
+    if store is not None and store.free_bytes < machine.shared_memory_bytes:
+        machine = replace(machine, shared_memory_bytes=store.free_bytes, store_place=store.place)
     effective = resolve(config, machine)
     specs, demands, reasons = {}, [], {}
     for name, task in effective.config.tasks.items():

@@ -72,7 +72,7 @@ def test_too_little_shared_memory_is_refused_with_the_numbers_and_the_way_out() 
     assert "needs 1.46 GB and /dev/shm has 1.00 GB free" in said
     assert "Pong: 3000 blocks × 300,000 bytes = 0.90 GB of replay" in said
     assert "Breakout: 1000 blocks × 300,000 bytes = 0.30 GB of replay" in said
-    assert "lower replay.capacity_transitions or the number of tasks, or enlarge /dev/shm" in said
+    assert "lower replay.capacity_transitions or the number of tasks, or enlarge it" in said
 
 
 def test_too_little_memory_is_refused_with_the_numbers_and_the_way_out() -> None:

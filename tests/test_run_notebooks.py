@@ -49,7 +49,7 @@ print([each.value for each in controls(widget) if "refused" in str(getattr(each,
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(900)
 def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     with cluster_for(path, tmp_path / "token") as environment:
         notebook = execute(path, tmp_path, environment)

@@ -78,7 +78,7 @@ def test_runs_of_one_name_share_a_cluster_and_its_store_and_one_too_many_is_refu
             yours.await_training()
             with ChaosRun(CATCH, tmp_path / "third" / "catch", *settings) as third:
                 assert third.process.wait(120) == 1, third.log()
-                assert "object store" in third.log() and "beside catch-" in third.log()
+                assert "object store" in third.log() and "shared with catch-" in third.log()
             before = mine.updates(), yours.updates()
             yours.end_well()
             mine.until(lambda: mine.updates() > before[0], 60, "training beside the end of another")

@@ -94,7 +94,7 @@ def enlist(run_dir: Path) -> int:
 
 def _prepared_there(config: RunConfig, control: Control) -> PreparedRun:
     """Settle a run on the cluster of others that this process has joined, and claim its store."""
-    prepared = prepare(config, store_bytes=shared_store.free_store_bytes())
+    prepared = prepare(config, store=shared_store.room())
     shared_store.claim(prepared.admission.object_store_bytes)
     promise(control, prepared.store_capacity_bytes - promised_bytes(control))
     return prepared

@@ -14,6 +14,7 @@ from ray.util import list_named_actors
 
 from rl_cluster.cluster import names
 from rl_cluster.cluster.placement import home_resource, live_nodes
+from rl_cluster.preparation import StoreRoom
 from rl_cluster.supervision.admission import AdmissionError
 
 _CLAIMS = b"rl-cluster-store-claims"
@@ -30,9 +31,13 @@ def store_bytes() -> int:
     return max(stores, default=0)
 
 
-def free_store_bytes() -> int:
+def room() -> StoreRoom:
     """What other live runs have not claimed of it."""
-    return max(0, store_bytes() - sum(map(_claimed_bytes, _other_runs())))
+    all_bytes, others = store_bytes(), _other_runs()
+    free_bytes = max(0, all_bytes - sum(map(_claimed_bytes, others)))
+    beside = f", shared with {', '.join(others)}" if others else ""
+    place = f"the store of the cluster's node here ({all_bytes / 1e9:.2f} GB{beside})"
+    return StoreRoom(free_bytes, place)
 
 
 def claim(needed_bytes: int) -> None:
@@ -43,15 +48,12 @@ def claim(needed_bytes: int) -> None:
     Raises:
       AdmissionError: names the sizes.
     """
-    free_bytes = free_store_bytes()
+    free_bytes, place = room()
     if free_bytes < needed_bytes:
-        others = ", ".join(_other_runs())
         raise AdmissionError(
-            f"the run needs {needed_bytes / 1e9:.2f} GB of object store on its keeper's host, and "
-            f"of {store_bytes() / 1e9:.2f} GB there {free_bytes / 1e9:.2f} GB are free"
-            + (f" beside {others}: stop one of them, " if others else ": ")
-            + f"start that node with --object-store-memory={needed_bytes} or more, or lower "
-            "replay.capacity_transitions"
+            f"the run needs {needed_bytes / 1e9:.2f} GB of object store, and {place} has "
+            f"{free_bytes / 1e9:.2f} GB free: start that node with a larger "
+            "--object-store-memory, or lower replay.capacity_transitions"
         )
     put: Any = internal_kv._internal_kv_put
     put(_key(_own_run()), str(needed_bytes).encode(), namespace=_CLAIMS)

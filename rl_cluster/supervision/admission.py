@@ -130,8 +130,7 @@ def admit(demands: list[TaskDemand], machine: Machine) -> Admission:
     if store > machine.shared_memory_bytes:
         raise AdmissionError(
             f"the object store needs {store / 1e9:.2f} GB and {machine.store_place} has "
-            f"{machine.shared_memory_bytes / 1e9:.2f} GB free ({numbers}): {advice}, or enlarge "
-            f"{machine.store_place}"
+            f"{machine.shared_memory_bytes / 1e9:.2f} GB free ({numbers}): {advice}, or enlarge it"
         )
     if host > machine.memory_bytes:
         raise AdmissionError(
