@@ -44,8 +44,10 @@ def announce(prepared: PreparedRun, run_dir: Path) -> None:
     say(f"run directory: {run_dir}")
     say(f"cluster: {prepared.effective.config.cluster.address}")
     admission = prepared.admission
+    own = prepared.effective.config.cluster.address == "local"
     say(
-        f"admitted: {admission.object_store_bytes / 1e9:.2f} GB of object store, "
+        ("admitted: " if own else "wanted, as far as the cluster has it: ")
+        + f"{admission.object_store_bytes / 1e9:.2f} GB of object store, "
         f"{admission.host_bytes / 1e9:.2f} GB in all"
     )
     for demand in prepared.demands:

@@ -26,16 +26,17 @@ def sweep(arguments: argparse.Namespace, stop: StopFlag) -> int:
     """Train a configuration with several seeds, one after the other."""
     from rl_cluster.config import ConfigError
     from rl_cluster.run_directory import RunDirectoryError
+    from rl_cluster.run_path import sweep_path
     from rl_cluster.sweep_plan import plan_sweep
 
-    directory = arguments.sweep or Path("runs") / f"{arguments.config.stem}-sweep"
     try:
+        directory = sweep_path(arguments.sweep, arguments.config)
         plan = plan_sweep(directory, arguments.config, arguments.overrides, arguments.seeds)
         return _train_seeds(plan, stop)
     except (ConfigError, RunDirectoryError) as error:
         return complain(str(error), WRONG_USAGE)
     except OSError as error:
-        return complain(f"cannot write to {directory}: {error}", FAILED)
+        return complain(f"cannot write the sweep: {error}", FAILED)
 
 
 def _train_seeds(plan: SweepPlan, stop: StopFlag) -> int:

@@ -106,14 +106,15 @@ def as_trial(config: RunConfig, tier: str, seconds: float) -> RunConfig:
     return trial
 
 
-def read_rates(run_dir: Path, failures: str = "") -> dict[str, Rate]:
-    """Return the rates of a run's tasks, each from when it began to learn.
+def read_rates(run_dir: Path, since_s: float | None, failures: str = "") -> dict[str, Rate]:
+    """Return the rates of a run's tasks since all that were at work learned.
 
     Args:
+      since_s: when that was, unix s; None: never.
       failures: why tasks of it were parked.
 
     Raises:
-      ForecastError: one was parked, or none began to learn.
+      ForecastError: one was parked, or did not begin to learn.
     """
     if failures:
         raise ForecastError(
@@ -121,8 +122,8 @@ def read_rates(run_dir: Path, failures: str = "") -> dict[str, Rate]:
             "again"
         )
     learning: dict[str, list[Mapping[str, Any]]] = {}
-    for row in read_lines(run_dir / writers.FILE_NAME):
-        if row["task"] is not None and row["learner_updates"]:
+    for row in read_lines(run_dir / writers.FILE_NAME) if since_s is not None else ():
+        if row["task"] is not None and row["learner_updates"] and row["time"] >= since_s:
             learning.setdefault(row["task"], []).append(row)
     rates = {}
     for task, rows in learning.items():
@@ -132,8 +133,8 @@ def read_rates(run_dir: Path, failures: str = "") -> dict[str, Rate]:
             rates[task] = Rate(steps / (rows[-1]["time"] - rows[0]["time"]), frames_per_step)
     if not rates:
         raise ForecastError(
-            f"no task began to learn within {_PATIENCE_S:.0f} s, or none for long enough: lower "
-            "replay.min_transitions, or measure for longer with --seconds"
+            f"not every task began to learn within {_PATIENCE_S:.0f} s, or none for long enough: "
+            "lower replay.min_transitions, or measure for longer with --seconds"
         )
     return rates
 

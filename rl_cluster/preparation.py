@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from rl_cluster.algorithm import full_block, specify, weights_bytes
 from rl_cluster.config import ClusterConfig, ConfigError, RunConfig, TaskConfig
 from rl_cluster.config_file import from_mapping, to_mapping
@@ -79,7 +81,7 @@ def prepare(config: RunConfig, taken_bytes: int = 0, store: StoreRoom | None = N
 
     Args:
       taken_bytes: memory that is free now, and will not be: replay of others that still fills.
-      store: of a cluster that is there already.
+      store: of others' cluster, where that is known; it is settled again there.
 
     Raises:
       ConfigError: an environment, a device or a network that cannot be.
@@ -90,8 +92,8 @@ def prepare(config: RunConfig, taken_bytes: int = 0, store: StoreRoom | None = N
     if config.telemetry.tensorboard:
         _check_tensorboard()
     machine = _without(detect(), taken_bytes)
-    if store is not None and store.free_bytes < machine.shared_memory_bytes:
-        machine = replace(machine, shared_memory_bytes=store.free_bytes, store_place=store.place)
+    if config.cluster.address != "local":
+        machine = _with_store(machine, store or _any_store())
     effective = resolve(config, machine)
     specs, demands, reasons = {}, [], {}
     for name, task in effective.config.tasks.items():
@@ -103,11 +105,11 @@ def prepare(config: RunConfig, taken_bytes: int = 0, store: StoreRoom | None = N
         if reason := _why_not_resident(task, specs[name], machine, len(config.tasks)):
             reasons[name] = reason
     effective = gather_on_host(effective, reasons)
-    most_games = len(demands)
+    most_games, roomy = len(demands), _with_slack(machine, config.cluster)
     if config.load.tier != CUSTOM:
-        effective, demands, most_games = _fitted(effective, demands, machine)
+        effective, demands, most_games = _fitted(effective, demands, roomy)
     largest = sorted(demands, key=lambda demand: demand.store_bytes)[-most_games:]
-    return PreparedRun(effective, machine, specs, demands, admit(largest, machine), most_games)
+    return PreparedRun(effective, machine, specs, demands, admit(largest, roomy), most_games)
 
 
 def _without(machine: Machine, taken_bytes: int) -> Machine:
@@ -116,6 +118,28 @@ def _without(machine: Machine, taken_bytes: int) -> Machine:
         memory_bytes=max(0, machine.memory_bytes - taken_bytes),
         shared_memory_bytes=max(0, machine.shared_memory_bytes - taken_bytes),
     )
+
+
+def _with_store(machine: Machine, store: StoreRoom) -> Machine:
+    """The machine as it is for a run in a store that others set memory aside for."""
+    return replace(
+        machine,
+        memory_bytes=machine.memory_bytes + store.free_bytes,
+        shared_memory_bytes=store.free_bytes,
+        store_place=store.place,
+    )
+
+
+def _with_slack(machine: Machine, cluster: ClusterConfig) -> Machine:
+    """A store of others cannot be made larger: what is fitted to it leaves the slack."""
+    if cluster.address == "local":
+        return machine
+    return replace(machine, shared_memory_bytes=int(machine.shared_memory_bytes / _STORE_SLACK))
+
+
+def _any_store() -> StoreRoom:
+    """A store as large as one can be here."""
+    return StoreRoom(psutil.virtual_memory().total, "this host")
 
 
 def _check_wandb() -> None:

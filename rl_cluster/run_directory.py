@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -71,7 +72,8 @@ class RunDirectory:
     @property
     def namespace(self) -> str:
         """Of the run's actors at Ray: on a cluster, others may have directories of that name."""
-        return f"{self.name}-{hashlib.sha256(bytes(self.path)).hexdigest()[:8]}"
+        place = f"{socket.gethostname()}:{self.path}"
+        return f"{self.name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
     def take(self, resume: bool) -> None:
         """Lock the directory for writing.

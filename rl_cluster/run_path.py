@@ -1,6 +1,6 @@
 """Where a run's directory is: as it was named, or by a name of its own.
 
-Invariant: in a job of Ray it is never inside the job's copy of the working directory, which Ray
+Invariant: in a job of Ray it is not relative to the job's copy of the working directory, which Ray
 removes some day, checkpoints and all.
 """
 
@@ -18,20 +18,33 @@ _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def run_path(named: Path | None, config: Path) -> Path:
-    """The directory that was named, or one for this configuration and moment, or for this job.
+    """The directory of a run: as named, or for this configuration and moment, or for this job.
 
     Raises:
       RunDirectoryError: a job names a relative path.
     """
+    return _path(named, f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def sweep_path(named: Path | None, config: Path) -> Path:
+    """The directory of a sweep: as named, or for this configuration, or for this job.
+
+    Raises:
+      RunDirectoryError: a job names a relative path.
+    """
+    return _path(named, f"{config.stem}-sweep")
+
+
+def _path(named: Path | None, name: str) -> Path:
     job = _submission_id()
     if job is None:
-        return named or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return named or Path("runs") / name
     if named is None:
         return Path.home() / "runs" / job
     if not named.is_absolute():
         raise RunDirectoryError(
-            f"--run {named} would be in the job's copy of its working directory, which Ray removes "
-            f"some day: name an absolute path, or leave --run out for {Path.home()}/runs/{job}"
+            f"{named} would be in the job's copy of its working directory, which Ray removes some "
+            f"day: name an absolute path, or none for {Path.home()}/runs/{job}"
         )
     return named
 

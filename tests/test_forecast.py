@@ -44,13 +44,24 @@ def test_a_rate_is_measured_from_when_learning_began(tmp_path: Path) -> None:
     rows = [(1.0, "Pong", 0, 0), (9.0, "Pong", 8000, 0), (10.0, "Pong", 8100, 10),
             (20.0, "Pong", 9100, 1000), (20.0, "Boxing", 50, 0)]  # fmt: skip
     write_rows(tmp_path, rows)
-    assert read_rates(tmp_path) == {"Pong": Rate(100.0, 4.0)}
+    assert read_rates(tmp_path, 0.0) == {"Pong": Rate(100.0, 4.0)}
+
+
+def test_what_a_game_did_alone_is_no_part_of_its_rate_beside_another(tmp_path: Path) -> None:
+    rows = [(1.0, "Pong", 1000, 10), (10.0, "Pong", 10_000, 90), (11.0, "Boxing", 50, 1),
+            (11.0, "Pong", 10_400, 95), (21.0, "Boxing", 2050, 20),
+            (21.0, "Pong", 14_400, 200)]  # fmt: skip
+    write_rows(tmp_path, rows)
+    rates = read_rates(tmp_path, NOW_S + 10.5)
+    assert {task: rate.env_steps_per_s for task, rate in rates.items()} == {
+        "Pong": 400.0, "Boxing": 200.0
+    }  # fmt: skip
 
 
 def test_a_run_that_never_learned_says_so(tmp_path: Path) -> None:
     write_rows(tmp_path, [(1.0, "Pong", 0, 0), (9.0, "Pong", 800, 0)])
     with pytest.raises(ForecastError, match="--seconds"):
-        read_rates(tmp_path)
+        read_rates(tmp_path, None)
 
 
 def test_a_run_with_a_task_that_failed_says_why(tmp_path: Path) -> None:
@@ -59,7 +70,7 @@ def test_a_run_with_a_task_that_failed_says_why(tmp_path: Path) -> None:
         tasks={"Pong": task_summary(failure="no such game"), "Boxing": task_summary()}
     )
     with pytest.raises(ForecastError, match=r"\(Pong: no such game\)") as told:
-        read_rates(tmp_path, failures_of(failed))
+        read_rates(tmp_path, 0.0, failures_of(failed))
     assert "min_transitions" not in str(told.value)
 
 

@@ -10,7 +10,7 @@ import pytest
 from rl_cluster.cli import main
 from rl_cluster.exit_codes import FAILED, WRONG_USAGE
 from rl_cluster.run_directory import RunDirectoryError
-from rl_cluster.run_path import run_path
+from rl_cluster.run_path import run_path, sweep_path
 
 CONFIG = Path("experiments/catch.yaml")
 
@@ -26,6 +26,7 @@ def test_a_run_without_a_name_is_called_after_its_configuration() -> None:
     path = run_path(None, CONFIG)
     assert path.parent == Path("runs") and path.name.startswith("catch-2")
     assert run_path(Path("runs/mine"), CONFIG) == Path("runs/mine")
+    assert sweep_path(None, CONFIG) == Path("runs/catch-sweep")
 
 
 @pytest.mark.usefixtures("in_a_job")
@@ -34,6 +35,7 @@ def test_a_run_of_a_job_has_the_jobs_name_and_outlives_its_working_directory(
 ) -> None:
     assert run_path(None, CONFIG) == tmp_path / "runs" / "two-games"
     assert run_path(Path("/data/runs/catch"), CONFIG) == Path("/data/runs/catch")
+    assert sweep_path(None, CONFIG) == tmp_path / "runs" / "two-games"
 
 
 @pytest.mark.usefixtures("in_a_job")
@@ -42,6 +44,8 @@ def test_a_job_may_not_name_a_directory_that_ray_removes(
 ) -> None:
     with pytest.raises(RunDirectoryError, match="runs/two-games"):
         run_path(Path("runs/catch"), CONFIG)
+    with pytest.raises(RunDirectoryError, match="runs/two-games"):
+        sweep_path(Path("runs/fast"), CONFIG)
     assert main(["train", str(CONFIG), "--run", "runs/catch"]) == WRONG_USAGE
     assert "name an absolute path" in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from rl_cluster.cluster import names
 from rl_cluster.cluster.actors import Actor, Ref, cause_of, not_here, read, spawn
 from rl_cluster.cluster.messages import StopReport
-from rl_cluster.cluster.placement import RolloutPlaces, at_home, has_no_place
+from rl_cluster.cluster.placement import Places, at_home
 from rl_cluster.cluster.task_group import TaskGroup
 from rl_cluster.cluster.weights_actor import WeightsActor
 from rl_cluster.cluster.worker import Notice, Worker, WorkerState
@@ -55,7 +55,7 @@ class Crew:
         cluster: ClusterConfig,
     ) -> None:
         self.groups: dict[str, TaskGroup] = {}
-        self.rollout_places = RolloutPlaces(cluster)
+        self.places = Places(cluster)
         self._rule, self._say, self._recurrence = rule, say, Recurrence()
         self._now_s = 0.0
         self._rng = np.random.default_rng(seed)
@@ -132,7 +132,7 @@ class Crew:
         rollouts = {worker.name: worker for group in games for worker in group.rollouts}
         healths = {name: rollout.health for name, rollout in rollouts.items()}
         nodes = {name: health.node_id if health else None for name, health in healths.items()}
-        name = self.rollout_places.misplaced(nodes, now_s)
+        name = self.places.misplaced(nodes, now_s)
         if name is not None and nodes[name] is not None:
             cause = "another node has fewer rollouts per core"
             self._say("rollout_moved", cause, "made anew there", rollouts[name])
@@ -193,7 +193,9 @@ class Crew:
 
     def _wait_for_a_node(self, worker: Worker, now_s: float) -> None:
         """One that no node has room for has not failed: nodes come later."""
-        if worker.actor is None or not worker.is_awaited(now_s) or not has_no_place(worker.actor):
+        if worker.actor is None or not worker.is_awaited(now_s):
+            return
+        if not self.places.waits_for(worker.actor):
             return
         worker.wait_longer(now_s)
         if self._recurrence.is_news(worker.name, "worker_waits", "", now_s):

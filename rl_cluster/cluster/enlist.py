@@ -29,7 +29,7 @@ from rl_cluster.config import ConfigError, RunConfig
 from rl_cluster.config_file import load
 from rl_cluster.control import REFUSED, Control
 from rl_cluster.preparation import PreparedRun, prepare, with_added
-from rl_cluster.promised_store import promise, promised_bytes
+from rl_cluster.promised_store import promised_bytes
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, read_cluster
 from rl_cluster.supervision.admission import AdmissionError
 
@@ -38,6 +38,10 @@ _CLUSTER_TIMEOUT_S = 60.0
 
 class NoNodeHere(RuntimeError):
     """The cluster has no node on this host, where the supervisor has to be."""
+
+
+class NoRoomNow(RuntimeError):
+    """Others have taken the room that the run had in the cluster's store."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,7 +87,7 @@ def enlist(run_dir: Path) -> int:
     except (AdmissionError, CheckpointError, ConfigError) as error:
         control.write("enlist", {"error": cause_of(error)})
         return REFUSED
-    except (RayError, OSError, NoNodeHere) as error:  # the keeper tries again
+    except (RayError, OSError, NoNodeHere, NoRoomNow) as error:  # the keeper tries again
         print(f"not enlisted: {cause_of(error)}", file=sys.stderr)
         control.write("enlist", {"error": cause_of(error)})
         return 1
@@ -93,10 +97,25 @@ def enlist(run_dir: Path) -> int:
 
 
 def _prepared_there(config: RunConfig, control: Control) -> PreparedRun:
-    """Settle a run on the cluster of others that this process has joined, and claim its store."""
-    prepared = prepare(config, store=shared_store.room())
-    shared_store.claim(prepared.admission.object_store_bytes)
-    promise(control, prepared.store_capacity_bytes - promised_bytes(control))
+    """Settle a run on the cluster of others that this process has joined, and claim its store.
+
+    Raises:
+      AdmissionError: it does not fit, and has not fitted before in its session.
+      NoRoomNow: it has.
+    """
+    session = control.read("session") or {}
+    room = shared_store.room()
+    if had_room := session.get("has_claimed", False):  # others count on what it has not
+        room = room._replace(free_bytes=min(room.free_bytes, promised_bytes(control)))
+    try:
+        prepared = prepare(config, store=room)
+        shared_store.claim(prepared.store_capacity_bytes)
+    except AdmissionError as error:
+        if had_room:
+            raise NoRoomNow(str(error)) from error
+        raise
+    claimed = {"object_store_bytes": prepared.store_capacity_bytes, "has_claimed": True}
+    control.write("session", session | claimed)
     return prepared
 
 

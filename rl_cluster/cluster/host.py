@@ -16,11 +16,13 @@ from ray._common import network_utils
 from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 
-from rl_cluster.cluster.placement import live_nodes
+from rl_cluster.cluster.gcs import live_nodes
 from rl_cluster.sensors import scarcest_memory
 
 _ANSWER_S = 0.5
 """The supervisor waits for it between two ticks."""
+_NODES_S = 10.0
+"""It waits for that once, when it is made."""
 
 
 def object_store_bytes() -> int | None:
@@ -46,11 +48,7 @@ def object_store_bytes() -> int | None:
 
 def metrics_addresses() -> list[str]:
     """Where the cluster's nodes give their figures to Prometheus; the GCS is asked."""
-    build_address: Any = network_utils.build_address  # type: ignore[attr-defined]
-    return [
-        build_address(node["NodeManagerAddress"], node["MetricsExportPort"])
-        for node in live_nodes()
-    ]
+    return [node.metrics_address for node in live_nodes(_NODES_S)]
 
 
 def run_memory_bytes() -> int:

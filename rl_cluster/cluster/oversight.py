@@ -338,7 +338,7 @@ class Oversight:
             run.tracker_ids[task],
             gpu_share(len(run.config.tasks), len(run.machine.gpus)),
             self._deadlines,
-            self.crew.rollout_places,
+            self.crew.places,
         )
         config = at_load(self.requested(task), self.load.state)
         return TaskGroup(task_plan, config, self.crew.weights)

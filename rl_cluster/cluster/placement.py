@@ -15,6 +15,7 @@ from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rl_cluster.cluster.actors import Actor
+from rl_cluster.cluster.gcs import SOON_S, GcsSilent, has_no_place, live_nodes
 from rl_cluster.config import ClusterConfig
 from rl_cluster.supervision.spread import emptiest, task_of, to_be_moved
 
@@ -42,8 +43,8 @@ def at_home() -> dict[str, Any]:
     return {"resources": {home_resource(): _SHARE}}
 
 
-class RolloutPlaces:
-    """Which nodes the rollouts of a run go to.
+class Places:
+    """Which nodes a run's rollouts go to, and who waits for one.
 
     What each reserves, Ray counts and spreads. Where they reserve nothing, Ray's own choice is as
     good as random, so the node with the fewest of them per core is taken; and since nodes come
@@ -89,26 +90,24 @@ class RolloutPlaces:
             "label_selector": self._labels,
         }
 
+    def waits_for(self, actor: Actor) -> bool:
+        """Whether an actor has no node yet, and others may bring it one: no failure of its own."""
+        try:
+            return not self._one_node and has_no_place(actor, SOON_S)
+        except GcsSilent:
+            return False
+
     def _nodes(self) -> dict[str, float]:
-        """Cores of every node that has the labels."""
+        """Cores of every node that has the labels; none where nobody says."""
+        try:
+            nodes = live_nodes(SOON_S)
+        except GcsSilent:
+            return {}
         return {
-            node["NodeID"]: max(1.0, node["Resources"].get("CPU", 0.0))
-            for node in live_nodes()
-            if self._labels.items() <= node["Labels"].items()
+            node.node_id: max(1.0, node.resources.get("CPU", 0.0))
+            for node in nodes
+            if self._labels.items() <= node.labels.items()
         }
-
-
-def has_no_place(actor: Actor) -> bool:
-    """Whether Ray has found no node for an actor yet; on a busy one it may be starting, too."""
-    known: Any = ray._private.state.actors
-    entry = known(actor._actor_id.hex())
-    return entry.get("State") == "PENDING_CREATION" and not entry["Pid"]
-
-
-def live_nodes() -> list[dict[str, Any]]:
-    """Nodes that Ray believes to live: id, resources, labels."""
-    nodes: Any = ray.nodes
-    return [node for node in nodes() if node["Alive"]]
 
 
 def node_id() -> str:

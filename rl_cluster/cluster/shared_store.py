@@ -1,11 +1,12 @@
 """The object store of a cluster that several runs share: what its node on this host has for a run.
 
-Invariant: what live runs claim never adds up to more than that node's store. A claim is kept in the
-cluster's control store, and counts as long as the run's supervisor is an actor there.
+Invariant: a run claims no more of that node's store than others have left when it looks. A claim is
+kept in the cluster's control store, and counts as long as the run's supervisor is an actor there.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import ray
@@ -13,20 +14,22 @@ from ray.experimental import internal_kv
 from ray.util import list_named_actors
 
 from rl_cluster.cluster import names
-from rl_cluster.cluster.placement import home_resource, live_nodes
+from rl_cluster.cluster.gcs import live_nodes
+from rl_cluster.cluster.placement import home_resource
 from rl_cluster.preparation import StoreRoom
 from rl_cluster.supervision.admission import AdmissionError
 
 _CLAIMS = b"rl-cluster-store-claims"
+_ANSWER_S = 10.0
 
 
 def store_bytes() -> int:
     """All of the node's store."""
     here = home_resource()
     stores = [
-        int(node["Resources"].get("object_store_memory", 0))
-        for node in live_nodes()
-        if here in node["Resources"]
+        int(node.resources.get("object_store_memory", 0))
+        for node in live_nodes(_ANSWER_S)
+        if here in node.resources
     ]
     return max(stores, default=0)
 
@@ -56,12 +59,15 @@ def claim(needed_bytes: int) -> None:
             "--object-store-memory, or lower replay.capacity_transitions"
         )
     put: Any = internal_kv._internal_kv_put
-    put(_key(_own_run()), str(needed_bytes).encode(), namespace=_CLAIMS)
+    said = json.dumps({"home": home_resource(), "bytes": needed_bytes})
+    put(_own_run().encode(), said.encode(), namespace=_CLAIMS)
 
 
 def _claimed_bytes(run: str) -> int:
+    """What a run claims of this host's node; it may be at home on another."""
     get: Any = internal_kv._internal_kv_get
-    return int(get(_key(run), namespace=_CLAIMS) or 0)
+    said = json.loads(get(run.encode(), namespace=_CLAIMS) or "{}")
+    return int(said["bytes"]) if said.get("home") == home_resource() else 0
 
 
 def _other_runs() -> list[str]:
@@ -73,7 +79,3 @@ def _other_runs() -> list[str]:
 
 def _own_run() -> str:
     return str(ray.get_runtime_context().namespace)
-
-
-def _key(run: str) -> bytes:
-    return f"{home_resource()} {run}".encode()

@@ -23,7 +23,7 @@ from rl_cluster.cluster.evaluator_actor import EvaluatorActor
 from rl_cluster.cluster.field_actor import FieldActor, FieldStatus
 from rl_cluster.cluster.learner_actor import LearnerActor
 from rl_cluster.cluster.messages import EvaluatorStatus, LearnerStatus, ReplayStatus
-from rl_cluster.cluster.placement import RolloutPlaces, at_home
+from rl_cluster.cluster.placement import Places, at_home
 from rl_cluster.cluster.reader_actor import ReaderActor, ReaderStatus
 from rl_cluster.cluster.replay_actor import ReplayActor
 from rl_cluster.cluster.rollout_actor import RolloutActor
@@ -53,7 +53,7 @@ class TaskPlan:
     tracker_id: str
     gpu_share: float
     deadlines: Deadlines
-    rollout_places: RolloutPlaces
+    places: Places
 
 
 class TaskGroup:
@@ -209,7 +209,8 @@ class TaskGroup:
         if self.config.is_fleet:
             return None
         age_s = self.learner_status.request_age_s if self.learner_status else None
-        rollouts = [worker.seen for worker in self.rollouts]
+        # One without a node may never come, and the others go on.
+        rollouts = [worker.seen for worker in self.rollouts if worker.health is not None]
         return stalled_because(age_s, rollouts, now_s, self.plan.deadlines.working_s)
 
     def failed_collection(self, worker: Worker) -> tuple[int, str]:
@@ -300,7 +301,7 @@ class TaskGroup:
             self._weights,
             fence.epoch,
             max_concurrency=2,
-            placement=self.plan.rollout_places.options(worker.name),
+            placement=self.plan.places.options(worker.name),
         )
 
     def _start_evaluator(self, worker: Worker, fence: Fence, wall_s: float) -> Actor:

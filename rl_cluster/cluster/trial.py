@@ -52,7 +52,7 @@ def measure(
             pass  # told apart below: by whom
         except training.RunFailed as error:
             raise ForecastError(f"the run that was to be measured failed: {error}") from error
-        return None if stop else read_rates(directory.path, look.failures)
+        return None if stop else read_rates(directory.path, look.learning_since_s, look.failures)
 
 
 class _Look:
@@ -61,6 +61,8 @@ class _Look:
     def __init__(self, run_dir: Path, seconds: float, show: Callable[[Summary], None]) -> None:
         self._control, self._seconds, self._show = Control(run_dir), seconds, show
         self._began_s: float | None = None
+        self.learning_since_s: float | None = None
+        """When all tasks at work learned, unix s; None: not yet."""
         self.failures = ""
         """Why tasks were parked, by the newest summary."""
 
@@ -69,7 +71,7 @@ class _Look:
         self.failures = failures_of(summary)
         at_work = [task for task in summary["tasks"].values() if task["state"] != "queued"]
         if self._began_s is None and at_work and all(task["learner_updates"] for task in at_work):
-            self._began_s = summary["wall_s"]
+            self._began_s, self.learning_since_s = summary["wall_s"], summary["updated_at"]
         measured = self._began_s is not None and summary["wall_s"] - self._began_s >= self._seconds
         if measured or self.failures:
             self._control.request("stop")
