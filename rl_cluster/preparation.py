@@ -35,7 +35,14 @@ from rl_cluster.promised_store import promised_bytes
 from rl_cluster.remote import RemoteError, check_url
 from rl_cluster.resident import resident_bytes
 from rl_cluster.run_directory import RunDirectory, is_in_use
-from rl_cluster.supervision.admission import Admission, TaskDemand, admit, fit, most_at_once
+from rl_cluster.supervision.admission import (
+    STORE_MARGIN_BYTES,
+    Admission,
+    TaskDemand,
+    admit,
+    fit,
+    most_at_once,
+)
 from rl_cluster.supervision.tiers import CUSTOM, LoadState
 from rl_cluster.telemetry.rows import extra
 from rl_cluster.telemetry.wandb_runs import check_available
@@ -131,10 +138,15 @@ def _with_store(machine: Machine, store: StoreRoom) -> Machine:
 
 
 def _with_slack(machine: Machine, cluster: ClusterConfig) -> Machine:
-    """A store of others cannot be made larger: what is fitted to it leaves the slack."""
+    """A store of others cannot be made larger: what is fitted to it leaves the slack.
+
+    In a small one that is less than the margin which admission keeps free.
+    """
     if cluster.address == "local":
         return machine
-    return replace(machine, shared_memory_bytes=int(machine.shared_memory_bytes / _STORE_SLACK))
+    free_bytes = machine.shared_memory_bytes
+    roomy_bytes = int(free_bytes / _STORE_SLACK) + STORE_MARGIN_BYTES
+    return replace(machine, shared_memory_bytes=min(free_bytes, roomy_bytes))
 
 
 def _any_store() -> StoreRoom:

@@ -20,16 +20,17 @@ from rl_cluster.control import Control
 from rl_cluster.effective import Difference
 from rl_cluster.levers import LIVE, apply
 from rl_cluster.machine import Machine, detect
-from rl_cluster.preparation import at_load, is_live_change, prepare_added, with_added
+from rl_cluster.preparation import StoreRoom, at_load, is_live_change, prepare_added, with_added
 from rl_cluster.resident import resident_bytes
 from rl_cluster.run_directory import RunDirectory, is_in_use
-from rl_cluster.supervision.admission import AdmissionError, admit
+from rl_cluster.supervision.admission import STORE_MARGIN_BYTES, AdmissionError, admit
 from rl_cluster.supervision.load import Load
 from rl_cluster.supervision.tiers import LoadState
 from rl_cluster.supervision.wishes import Wishes
 
 GIGABYTE = 10**9
 CATCH = {"entry": "envs.catch:make", "name": "Catch"}
+GAMES = st.integers(1, 3)
 VECTORS = {"entry": "envs.classic:make", "name": "CartPole-v1"}
 
 
@@ -145,6 +146,37 @@ def test_a_larger_tier_can_be_asked_for_live_where_the_machine_has_room(
     assert run.most_games == 4
     assert run.admission == admit(run.demands, run.machine)
     assert run.store_capacity_bytes > run.admission.object_store_bytes
+
+
+@given(store_bytes=st.integers(GIGABYTE, 80 * GIGABYTE), taken=st.floats(0.0, 1.0), games=GAMES)
+def test_what_is_fitted_to_a_store_of_others_fills_it_only_as_far_as_is_no_pressure(
+    store_bytes: int, taken: float, games: int
+) -> None:
+    """However much of it others have claimed, and filled but for the slack of theirs."""
+    store = StoreRoom(int(store_bytes * (1 - taken)), "the store")
+    config = from_mapping({
+        "tasks": [f"g{n}" for n in range(games)],
+        "cluster": {"address": "auto"},
+        "load": {"tier": "light"},
+        "defaults": {"env": CATCH, "replay": {"capacity_transitions": 3_000_000}},
+    })  # fmt: skip
+    try:
+        run = preparation.prepare(config, store=store)
+    except AdmissionError as error:
+        assert "the store has" in str(error)
+        return
+    assert run.store_capacity_bytes <= store.free_bytes
+    used_bytes = run.admission.object_store_bytes - STORE_MARGIN_BYTES
+    assert used_bytes <= 0.96 * store.free_bytes
+
+
+def test_rollouts_that_go_to_labelled_nodes_are_no_load_of_this_host() -> None:
+    def processes(**cluster: object) -> int:
+        many = {"env": CATCH, "rollout": {"actors": 6}}
+        tree = {"tasks": ["one"], "defaults": many, "cluster": {"address": "auto", **cluster}}
+        return preparation.prepare(from_mapping(tree)).demands[0].processes
+
+    assert processes() - processes(rollout_labels={"pool": "cpu"}) == 6
 
 
 def test_a_tier_too_big_for_the_machine_keeps_less_replay_and_says_so(
