@@ -34,6 +34,7 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(400)  # eleven seconds of a core, which may be shared
+@pytest.mark.long
 def test_every_row_is_printed_and_written(tmp_path: Path) -> None:
     done = run(tmp_path, "--device", "cpu", "--seconds", "0.2")
     assert done.returncode == 0, done.stderr

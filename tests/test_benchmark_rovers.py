@@ -114,6 +114,7 @@ def test_load_that_lost_something_is_no_figure(changed: dict[str, int]) -> None:
 
 
 @LIVE
+@pytest.mark.long
 def test_updates_are_compared_where_both_learn_the_same(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
