@@ -1,7 +1,4 @@
-"""The cluster files that people start from: held against Ray's own schema and Ray's own reading.
-
-Those of Kubernetes are read by Ray's code and by bash; nothing here has KubeRay's schema.
-"""
+"""The files that `ray up` takes: held against Ray's own schema and Ray's own reading."""
 
 from __future__ import annotations
 
@@ -10,20 +7,15 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from ray.autoscaler._private.kuberay.autoscaling_config import (
-    _derive_autoscaling_config_from_ray_cr,
-)
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
-
-from rl_cluster.cli_parser import make_parser
-from rl_cluster.config_file import load
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = Path(str(files("rl_cluster"))) / "data" / "clusters"
@@ -62,12 +54,52 @@ def test_nodes_start_with_a_token_and_options_that_ray_knows(path: Path, kind: s
     assert "ulimit -n" in before
 
 
+def variables(config: dict[str, Any], kind: str) -> dict[str, str]:
+    """What a node's commands export before Ray starts, RAY_HEAD_IP and the like left out."""
+    (exported,) = [
+        found
+        for command in config[f"{kind}_start_ray_commands"]
+        for found in re.findall(r"export ([^;]*);", command)
+    ]
+    return dict(word.split("=", 1) for word in exported.split())
+
+
+def settings_that_ray_reads(environment: dict[str, str], names: list[str]) -> dict[str, int]:
+    """What Ray makes of an environment; a name that it does not know changes nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import json, sys; from ray._raylet import Config;"
+         "print(json.dumps({name: getattr(Config, name)() for name in sys.argv[1:]}))", *names],
+        env=environment, capture_output=True, check=True, text=True, timeout=60,
+    )  # fmt: skip
+    read_back: dict[str, int] = json.loads(done.stdout)
+    return read_back
+
+
+def test_ray_gives_a_node_up_after_ten_seconds() -> None:
+    """That is what it reads: initial delay, then five checks of a second, a second apart."""
+    names = [f"health_check_{n}" for n in ("period_ms", "timeout_ms", "failure_threshold")]
+    environment = variables(read(LAUNCHED[0]), "head")
+    settings = settings_that_ray_reads(environment, names)
+    period_ms, timeout_ms, failures = (settings[name] for name in names)
+    assert (period_ms + timeout_ms) * failures == 10_000
+
+
+@pytest.mark.parametrize("path", LAUNCHED[1:], ids=lambda path: str(path.name))
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_nodes_on_a_cloud_are_set_like_those_that_are_tested(path: Path, kind: str) -> None:
+    """tests/test_run_hosts.py has the nodes of ray_cluster.yaml die and come back."""
+    tested = variables(read(LAUNCHED[0]), kind)
+    tested.pop("RAY_enable_autoscaler_v2", None)  # for the local provider alone
+    assert variables(read(path), kind) == tested
+
+
+@pytest.mark.parametrize("path", LAUNCHED, ids=lambda path: str(path.name))
 @pytest.mark.parametrize(("failures", "code"), [(0, 0), (2, 0), (3, 1)])
 def test_a_worker_whose_start_fails_is_tried_three_times(
-    tmp_path: Path, failures: int, code: int
+    tmp_path: Path, path: Path, failures: int, code: int
 ) -> None:
     """Ray's autoscaler tries once and never again."""
-    (command,) = read(ROOT / "ray_cluster.yaml")["worker_start_ray_commands"]
+    (command,) = read(path)["worker_start_ray_commands"]
     ray = tmp_path / "ray"
     ray.write_text(
         f'#!/bin/sh\necho "$1" >> {tmp_path}/asked\n'
@@ -119,51 +151,6 @@ def test_what_ray_down_stops_on_a_cloud_keeps_its_disk(name: str) -> None:
     assert read(CLUSTERS / f"{name}.yaml")["provider"]["cache_stopped_nodes"] is True
 
 
-def test_kuberay_reads_the_groups_of_its_manifest() -> None:
-    cluster = read(CLUSTERS / "raycluster.yaml")
-    cluster["metadata"]["namespace"] = "default"
-    config = _derive_autoscaling_config_from_ray_cr(cluster)
-    validate_config(config)
-    head, cpu = (config["available_node_types"][name] for name in ("headgroup", "cpu"))
-    assert head["resources"]["GPU"] == 1 and head["max_workers"] == 0
-    assert cpu["resources"]["CPU"] == 8 and (cpu["min_workers"], cpu["max_workers"]) == (1, 8)
-    assert cpu["labels"] == {"pool": "cpu"}
-
-
-def words_of_ray_start(head: bool, parameters: dict[str, str]) -> list[str]:
-    """What `ray start` is given in a pod: KubeRay writes values into a command as they are."""
-    options = "".join(f" --{name}={value} " for name, value in sorted(parameters.items()))
-    command = f"ulimit -n $(ulimit -n); ray start {'--head' if head else ''} {options}"
-    shown = subprocess.run(
-        ["bash", "-c", f'ray() {{ printf "%s\\0" "$@"; }}; {command}'],
-        capture_output=True, check=True, text=True, timeout=30,
-    )  # fmt: skip
-    assert shown.stderr == ""
-    start, *words = shown.stdout.split("\0")[:-1]
-    assert start == "start"
-    return words
-
-
-def test_bash_hands_ray_the_parameters_of_pods_as_they_were_meant() -> None:
-    spec = read(CLUSTERS / "raycluster.yaml")["spec"]
-    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-    for group in groups:
-        head, parameters = group is groups[0], group["rayStartParams"]
-        words = words_of_ray_start(head, parameters)
-        assert len(words) == len(parameters) + head
-        options = ray_start.make_context("ray start", [*words]).params
-        assert options["object_store_memory"] == int(parameters["object-store-memory"])
-        if head:
-            (config,) = [word for word in words if word.startswith("--system-config=")]
-            assert options["system_config"] == json.loads(config.partition("=")[2])
-            assert options["system_config"]["automatic_object_spilling_enabled"] is False
-
-
-def test_braces_without_quotes_of_their_own_would_be_found() -> None:
-    words = words_of_ray_start(True, {"system-config": '{"worker_niceness":0,"other":0}'})
-    assert len(words) > 2
-
-
 def test_a_head_on_google_cloud_has_its_driver_installed() -> None:
     head = read(CLUSTERS / "gcp.yaml")["available_node_types"]["head"]["node_config"]
     assert {"key": "install-nvidia-driver", "value": "True"} in head["metadata"]["items"]
@@ -182,19 +169,7 @@ def test_an_environment_that_was_left_without_pip_is_made_anew(path: Path, tmp_p
     assert said.read_text().split()[:3] == ["-m", "venv", "--clear"]
 
 
-def test_a_job_on_kubernetes_is_a_command_that_the_program_takes() -> None:
-    job = read(CLUSTERS / "rayjob.yaml")
-    cluster = read(CLUSTERS / "raycluster.yaml")
-    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
-    program, *arguments = shlex.split(job["spec"]["entrypoint"])
-    assert program == "rl-cluster"
-    taken = make_parser().parse_args(arguments)
-    config = load(ROOT / "experiments" / taken.config.name, taken.overrides)
-    assert config.cluster.address == "auto" and config.cluster.rollout_labels == {"pool": "cpu"}
-
-
 def test_versions_agree_everywhere() -> None:
     constraints = (ROOT / "constraints.txt").read_text()
     assert f"ray=={RAY}" in constraints
     assert f"rayproject/ray:{RAY}-py311" in (CLUSTERS / "Dockerfile").read_text()
-    assert read(CLUSTERS / "raycluster.yaml")["spec"]["rayVersion"] == RAY
