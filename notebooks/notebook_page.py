@@ -57,10 +57,14 @@ def write_page(notebook: Any, name: str, pages: Path, ran_in: Path) -> Path:
     for file, data in resources["outputs"].items():
         (pages / file).write_bytes(data)
     page = pages / f"{name}.md"
-    text = _DOCS_LINK.sub("](../", _NOTEBOOK_LINK.sub(r"](\1.md)", text))
-    text = text.replace(f"{ran_in.resolve()}/", "")
+    text = on_a_page(text).replace(f"{ran_in.resolve()}/", "")
     page.write_text(_TRAILING.sub("", text).strip() + "\n", encoding="utf-8")
     return page
+
+
+def on_a_page(text: str) -> str:
+    """A notebook's text, its links led to pages."""
+    return _DOCS_LINK.sub("](../", _NOTEBOOK_LINK.sub(r"](\1.md)", text))
 
 
 def _readable(data: Any, ran_in: Path, state: Any) -> Any:

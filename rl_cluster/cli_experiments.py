@@ -111,12 +111,11 @@ def forecast(arguments: argparse.Namespace, stop: StopFlag) -> int:
     """Measure for a while, and say what training to the end takes."""
     from rl_cluster.config import ConfigError
     from rl_cluster.config_file import load
-    from rl_cluster.forecast import ForecastError, as_trial, check_wanted
+    from rl_cluster.forecast import ForecastError, as_trial
     from rl_cluster.supervision.admission import AdmissionError
 
     try:
         config = load(arguments.config, arguments.overrides)
-        check_wanted(config, arguments.env_frames)
         tiers = arguments.tiers or [config.load.tier]
         trials = {tier: as_trial(config, tier, arguments.seconds) for tier in tiers}
         found = _measured(config, trials, arguments, stop)
@@ -156,7 +155,8 @@ def _measured(
         if rates is None:
             return None
         tiers.append(foretell(config, tier, rates, arguments.env_frames, hourly))
-    return Forecast(machine, seconds, hourly, tiers, assumptions(tiers, hourly))
+    notes = assumptions(config, tiers, arguments.env_frames, hourly)
+    return Forecast(machine, seconds, hourly, tiers, notes)
 
 
 def _print_forecast(found: Forecast) -> None:

@@ -128,7 +128,10 @@ def _add_experiments(commands: argparse._SubParsersAction[argparse.ArgumentParse
     forecast.add_argument("--seconds", type=_positive, default=60.0, help="to measure for (60)")
     forecast.add_argument("--hourly", type=_positive, metavar="PRICE", help="of this machine")
     forecast.add_argument(
-        "--env-frames", type=_positive, metavar="N", help="of each game (max_env_steps)"
+        "--env-frames",
+        type=_positive,
+        metavar="N",
+        help="of each game (max_env_steps, else 200 million)",
     )
     forecast.add_argument(
         "--tiers", nargs="+", metavar="TIER", help="each measured by itself (load.tier)"

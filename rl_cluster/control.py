@@ -27,6 +27,8 @@ RUN_MARK = "RL_CLUSTER_RUN"
 
 REFUSED = 2
 """Exit code of a start that cannot be, so that trying again is no use."""
+NO_ROOM = 4
+"""Exit code of a start for which others have left no room: tried again for as long as it takes."""
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_cluster.config import ConfigError, RunConfig
+from rl_cluster.config import RunConfig
 from rl_cluster.telemetry import writers
 from rl_cluster.telemetry.jsonl import read_lines
 
 _HOUR_S = 3600.0
 _PATIENCE_S = 600.0
 """Until a task begins to learn."""
+PAPERS_ENV_FRAMES = 200_000_000
+"""Of each game: Mnih et al. 2015, and most that came after them."""
 
 
 class ForecastError(RuntimeError):
@@ -128,27 +130,19 @@ def read_rates(run_dir: Path, since_s: float | None, failures: str = "") -> dict
     rates = {}
     for task, rows in learning.items():
         steps = rows[-1]["env_steps"] - rows[0]["env_steps"]
-        if steps > 0:
-            frames_per_step = rows[-1]["env_frames"] / rows[-1]["env_steps"]
-            rates[task] = Rate(steps / (rows[-1]["time"] - rows[0]["time"]), frames_per_step)
+        if steps == 0:
+            raise ForecastError(
+                f"{task} learned, and took no env steps while it was measured: measure for longer "
+                "with --seconds; of rovers, let some send"
+            )
+        frames_per_step = rows[-1]["env_frames"] / rows[-1]["env_steps"]
+        rates[task] = Rate(steps / (rows[-1]["time"] - rows[0]["time"]), frames_per_step)
     if not rates:
         raise ForecastError(
             f"not every task began to learn within {_PATIENCE_S:.0f} s, or none for long enough: "
             "lower replay.min_transitions, or measure for longer with --seconds"
         )
     return rates
-
-
-def check_wanted(config: RunConfig, env_frames: float | None) -> None:
-    """Make sure that it is known how long training goes on.
-
-    Raises:
-      ConfigError: it is not.
-    """
-    if config.max_env_steps is None and env_frames is None:
-        raise ConfigError(
-            "how far? set max_env_steps, or name --env-frames, such as 200000000 (as in papers)"
-        )
 
 
 def foretell(
@@ -162,7 +156,7 @@ def foretell(
 
     Args:
       rates: of those that trained; as many train at once.
-      env_frames: of each task; None: as many as `max_env_steps` is.
+      env_frames: of each task; None: as many as `max_env_steps` is, or papers have.
       hourly: price of the machine.
     """
     at_once = len(rates)
@@ -188,15 +182,23 @@ def foretell(
 
 
 def _wanted(config: RunConfig, env_frames: float | None, rate: Rate) -> int:
-    if env_frames is not None:
-        return round(env_frames / rate.frames_per_step)
-    assert config.max_env_steps is not None
-    return config.max_env_steps
+    if env_frames is None and config.max_env_steps is not None:
+        return config.max_env_steps
+    return round((env_frames or PAPERS_ENV_FRAMES) / rate.frames_per_step)
 
 
-def assumptions(tiers: Sequence[TierForecast], hourly: float | None) -> list[str]:
+def assumptions(
+    config: RunConfig,
+    tiers: Sequence[TierForecast],
+    env_frames: float | None,
+    hourly: float | None,
+) -> list[str]:
     """What the figures take for granted."""
-    notes = [
+    notes = []
+    if config.max_env_steps is None and env_frames is None:
+        notes.append(f"each game trains for {PAPERS_ENV_FRAMES:,} environment frames, as in papers "
+                     "on Atari: --env-frames or max_env_steps name another end")  # fmt: skip
+    notes += [
         "the rate since learning began, evaluation and checkpoints included, holds to the end",
         "nothing else wants the machine, and nothing interrupts the run",
         "tasks that train at once go on at the same rate when one of them is complete",

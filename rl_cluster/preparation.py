@@ -6,8 +6,9 @@ seconds, with a message; nothing has been started and no file was written.
 
 from __future__ import annotations
 
+import heapq
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +84,11 @@ class PreparedRun:
         return min(self.machine.shared_memory_bytes, wanted)
 
 
+def store_capacity_bytes(store_bytes: Iterable[int], games: int) -> int:
+    """The same for so many at once of tasks that fill so much each, whichever they are."""
+    return int(_STORE_SLACK * (STORE_MARGIN_BYTES + sum(heapq.nlargest(games, store_bytes))))
+
+
 def prepare(config: RunConfig, taken_bytes: int = 0, store: StoreRoom | None = None) -> PreparedRun:
     """Settle a configuration on this machine.
 
@@ -128,10 +134,14 @@ def _without(machine: Machine, taken_bytes: int) -> Machine:
 
 
 def _with_store(machine: Machine, store: StoreRoom) -> Machine:
-    """The machine as it is for a run in a store that others set memory aside for."""
+    """The machine as it is for a run in a store of others.
+
+    What was touched of a store is no longer available, and is there for whoever fills it again.
+    """
+    touched = psutil.disk_usage("/dev/shm").used
     return replace(
         machine,
-        memory_bytes=machine.memory_bytes + store.free_bytes,
+        memory_bytes=machine.memory_bytes + min(touched, store.free_bytes),
         shared_memory_bytes=store.free_bytes,
         store_place=store.place,
     )
@@ -234,11 +244,19 @@ def prepare_added(run_dir: Path, task: str, settings: Mapping[str, Any]) -> Adde
     defaults["env"]["name"] = ""  # another game, of the same kind
     tree["tasks"] = {task: dict(settings)}
     config = from_mapping(tree | {"defaults": defaults})
-    prepared = prepare(config, _unfilled_bytes(run_dir))
+    prepared = prepare(config, _unfilled_bytes(run_dir), _share_of_claim(run, run_dir))
     added = prepared.effective.config.tasks[task]
     plain = to_mapping(prepared.effective.config)["tasks"][task]
-    store_bytes = prepared.store_capacity_bytes
-    return AddedTask(added, plain, prepared.specs[task], uuid.uuid4().hex[:12], store_bytes)
+    (demand,) = prepared.demands
+    return AddedTask(added, plain, prepared.specs[task], uuid.uuid4().hex[:12], demand.store_bytes)
+
+
+def _share_of_claim(run: RunConfig, run_dir: Path) -> StoreRoom | None:
+    """What a game that a tier takes turns with can fill of a store of others; else None."""
+    if run.cluster.address == "local" or run.load.tier == CUSTOM or not is_in_use(run_dir):
+        return None
+    share = promised_bytes(Control(run_dir)) // tasks_at_once(run)
+    return StoreRoom(share, f"a game's share of the store that {run_dir} has claimed")
 
 
 def _unfilled_bytes(run_dir: Path) -> int:
@@ -320,6 +338,11 @@ def _demand(
     )
 
 
+def store_bytes(name: str, task: TaskConfig, spec: EnvironmentSpec) -> int:
+    """Object store that a task fills."""
+    return _demand(name, task, spec, ClusterConfig()).store_bytes
+
+
 def _weights_bytes(name: str, task: TaskConfig, spec: EnvironmentSpec) -> int:
     try:
         return weights_bytes(task, spec)
@@ -330,10 +353,12 @@ def _weights_bytes(name: str, task: TaskConfig, spec: EnvironmentSpec) -> int:
 def what_would_run(config: RunConfig) -> list[tuple[str, str, str, str]]:
     """(name, requested, effective, reason) of what this machine decides, memory included.
 
+    Of a run on a cluster of others, too: how large a store that cluster could have here.
+
     Raises:
       ConfigError, AdmissionError: it would not run.
     """
-    prepared = prepare(config)
+    prepared = prepare(replace(config, cluster=replace(config.cluster, address="local")))
     rows = [
         (d.setting, str(d.requested), str(d.effective), d.reason)
         for d in prepared.effective.differences

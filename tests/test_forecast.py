@@ -15,7 +15,6 @@ from rl_cluster.forecast import (
     Rate,
     as_trial,
     assumptions,
-    check_wanted,
     foretell,
     read_rates,
 )
@@ -74,6 +73,16 @@ def test_a_run_with_a_task_that_failed_says_why(tmp_path: Path) -> None:
     assert "min_transitions" not in str(told.value)
 
 
+def test_a_task_that_took_no_steps_while_it_was_measured_is_no_task_without_a_turn(
+    tmp_path: Path,
+) -> None:
+    """Else its hours would be the other's, and its share of the price too."""
+    write_rows(tmp_path, [(1.0, "Pong", 100, 1), (1.0, "Rover", 100, 1), (9.0, "Pong", 200, 9),
+                          (9.0, "Rover", 100, 9)])  # fmt: skip
+    with pytest.raises(ForecastError, match="Rover learned, and took no env steps"):
+        read_rates(tmp_path, 0.0)
+
+
 def test_games_at_once_end_with_the_slowest_and_share_the_price() -> None:
     config = configured("Pong", "Boxing", max_env_steps=360_000)
     tier = foretell(config, "custom", RATES, None, hourly=3.0)
@@ -96,7 +105,7 @@ def test_games_that_wait_for_their_turn_are_added_up_at_the_mean_rate() -> None:
     ]
     assert tier.games_at_once == 2 and tier.hours == pytest.approx(4.25 / 2)
     assert tier.cost is None and tier.games[0].cost is None
-    assert any("without a turn" in note for note in assumptions([tier], None))
+    assert any("without a turn" in note for note in assumptions(config, [tier], None, None))
 
 
 def test_frames_go_before_the_configuration_s_steps() -> None:
@@ -105,11 +114,19 @@ def test_frames_go_before_the_configuration_s_steps() -> None:
     assert tier.hours == pytest.approx(50_000_000 / 100 / 3600)
 
 
-def test_it_must_be_known_how_far_to_train() -> None:
-    with pytest.raises(ConfigError, match="--env-frames"):
-        check_wanted(configured("Pong"), None)
-    check_wanted(configured("Pong"), 2e8)
-    check_wanted(configured("Pong", max_env_steps=1), None)
+def test_where_nothing_says_how_far_it_is_as_far_as_papers_go_and_that_is_said() -> None:
+    rate = {"Pong": RATES["Pong"]}
+    endless, ends = configured("Pong"), configured("Pong", max_env_steps=1)
+    assert foretell(endless, "custom", rate, None, None).games[0].env_steps == 50_000_000
+    assert foretell(ends, "custom", rate, None, None).games[0].env_steps == 1
+    said = {
+        (config.max_env_steps, frames): any(
+            "200,000,000" in note for note in assumptions(config, [], frames, None)
+        )
+        for config in (endless, ends)
+        for frames in (None, 1e6)
+    }
+    assert said == {(None, None): True, (None, 1e6): False, (1, None): False, (1, 1e6): False}
 
 
 def test_a_trial_ends_and_nobody_outside_hears_of_it() -> None:
@@ -129,7 +146,6 @@ def test_a_trial_ends_and_nobody_outside_hears_of_it() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "--env-frames"),
         (["--env-frames", "0"], "0 is not above 0"),
         (["--hourly", "-1", "--env-frames", "9"], "-1 is not above 0"),
         (["--env-frames", "9", "--tiers", "huge"], "load.tier is 'huge'"),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models import dashboard
 from live_run import command
 from prometheus_server import program
 
@@ -27,6 +32,35 @@ def charts() -> list[dict[str, Any]]:
 def test_the_files_are_what_the_generator_makes() -> None:
     kept = {path.name: path.read_text(encoding="utf-8") for path in DIRECTORY.iterdir()}
     assert kept == render(), "run: python -m rl_cluster.telemetry.grafana"
+
+
+def unlike(ours: Any, theirs: Any, place: str = "") -> Iterator[str]:
+    """Where what was written is not what came back; what came back may have defaults beside it."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key, value in ours.items():
+            yield from unlike(value, theirs.get(key), f"{place}/{key}")
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            yield from unlike(one, other, f"{place}/{number}")
+    elif ours != theirs:
+        yield place
+
+
+def lost(board: dict[str, Any]) -> list[str]:
+    """What Grafana's own model of a dashboard does not take."""
+    taken = json.loads(JSONEncoder().encode(dashboard.Dashboard.from_json(copy.deepcopy(board))))
+    return list(unlike(board, taken))
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_grafanas_model_of_a_dashboard_takes_all_of_it(board: dict[str, Any]) -> None:
+    register_default_plugins()
+    assert lost(board) == []
+    changed = copy.deepcopy(board)
+    changed["refreshed"] = "10s"
+    changed["panels"][1]["titel"] = "a chart"
+    changed["panels"][1]["targets"][0]["exprr"] = "up"
+    assert lost(changed) == ["/panels/1/targets/0/exprr", "/panels/1/titel", "/refreshed"]
 
 
 def test_every_metric_stands_in_one_panel_and_on_one_dashboard() -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from rl_cluster.cluster.keeper import _take_up
-from rl_cluster.control import Control
+from rl_cluster.cluster.keeper import Keeper, _take_up
+from rl_cluster.control import NO_ROOM, Control
 from rl_cluster.run_directory import ClusterAddress, RunDirectory
-from rl_cluster.service import IN_USE, RUN_FAILED
+from rl_cluster.service import IN_USE, RUN_FAILED, Notifier
+from rl_cluster.signals import StopFlag
+from rl_cluster.telemetry.incidents import read_incidents
 
 SESSION = {"id": "first", "wall_before_s": 5.0, "object_store_bytes": 1}
 
@@ -123,3 +125,22 @@ def test_systemd_hears_that_a_service_with_nothing_to_do_was_up(tmp_path: Path) 
         answer = subprocess.run(command, env=os.environ | {"NOTIFY_SOCKET": address})
         assert answer.returncode == 0
         assert systemd.recv(100) == b"READY=1"
+
+
+@pytest.mark.parametrize(("code", "vain", "kinds"), [(NO_ROOM, 0, 1), (1, 2000, 2000)])
+def test_a_start_that_waits_for_room_is_tried_for_ever_and_said_once(
+    control: Control, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, vain: int,
+    kinds: int,
+) -> None:  # fmt: skip
+    """Two thousand tries half a minute apart are most of a day."""
+    stop = StopFlag()
+    monkeypatch.setattr(stop, "wait", lambda longest_s: longest_s > 30.0 and pytest.fail("longer"))
+    keeper = Keeper(RunDirectory(tmp_path), stop, Notifier())
+    keeper._starter = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"])
+    keeper._starter.wait()
+    monkeypatch.setattr(keeper, "_restart", lambda cause: None)
+    for _ in range(2000):
+        keeper._restart_after_a_while("the store has 0 GB free")
+    assert keeper._vain_restarts == vain
+    said = [each.kind for each in read_incidents(tmp_path)]
+    assert said == ["store_taken" if code == NO_ROOM else "cluster_lost"] * kinds

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from notebook_page import write_page
+from notebook_page import on_a_page, write_page
 from render_notebooks import notebooks
 
 PNG = base64.b64encode(b"\x89PNG of a chart").decode()
@@ -27,6 +28,16 @@ def test_a_notebook_holds_no_outputs(path: Path) -> None:
 def test_the_page_of_notebooks_lists_each() -> None:
     page = (DOCS / "notebooks.md").read_text()
     assert [path.name for path in notebooks() if path.name not in page] == []
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_s_page_was_rendered_from_what_it_says_now(path: Path) -> None:
+    """`make notebooks` renders all of them anew."""
+    page = (DOCS / "notebooks" / f"{path.stem}.md").read_text()
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        shown = f"```python\n{source}\n```" if cell["cell_type"] == "code" else on_a_page(source)
+        assert re.sub(r"[ \t]+$", "", shown, flags=re.M) in page
 
 
 def test_a_page_shows_what_a_browser_without_jupyter_can_show(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", pages(), ids=name)
+@pytest.mark.parametrize("page", [*pages(), *(ROOT / "docs/notebooks").glob("*.md")], ids=name)
 def test_every_link_leads_to_a_file_and_every_anchor_to_a_heading(page: Path) -> None:
     for target in links(page):
         file, _, anchor = target.partition("#")

@@ -6,16 +6,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rl_cluster import preparation
 from rl_cluster.config import ConfigError, TaskConfig
-from rl_cluster.config_file import dump, from_mapping
+from rl_cluster.config_file import dump, from_mapping, load, to_mapping
 from rl_cluster.control import Control
 from rl_cluster.effective import Difference
 from rl_cluster.levers import LIVE, apply
@@ -168,6 +170,16 @@ def test_what_is_fitted_to_a_store_of_others_fills_it_only_as_far_as_is_no_press
     assert run.store_capacity_bytes <= store.free_bytes
     used_bytes = run.admission.object_store_bytes - STORE_MARGIN_BYTES
     assert used_bytes <= 0.96 * store.free_bytes
+
+
+def test_a_store_of_others_that_nobody_has_touched_is_no_memory_beside_what_is_available() -> None:
+    """It will be taken out of that as it fills; only what is touched has been taken already."""
+    touched = psutil.disk_usage("/dev/shm").used
+    machine = Machine(8, 20 * GIGABYTE, 20 * GIGABYTE)
+    for free in (touched // 2, touched + 10 * GIGABYTE):
+        found = preparation._with_store(machine, StoreRoom(free, "the store"))
+        assert found.shared_memory_bytes == free
+        assert found.memory_bytes - machine.memory_bytes <= min(free, touched + GIGABYTE)
 
 
 def test_rollouts_that_go_to_labelled_nodes_are_no_load_of_this_host() -> None:
@@ -357,6 +369,44 @@ def test_what_is_free_now_and_promised_to_the_run_s_replay_is_not_free_for_one_m
     with pytest.raises(AdmissionError, match="second: "):
         prepare_added(live, "second", {"env": CATCH})
     keeper.release()
+
+
+@pytest.mark.parametrize("tier", ["light", "custom"])
+def test_a_game_that_joins_on_a_cluster_of_others_gets_a_game_s_share_of_what_the_run_claimed(
+    live: Path, tier: str
+) -> None:
+    """Under a tier it takes turns; without, it brings its own, which the supervisor claims."""
+    tree = to_mapping(load(live / "config.yaml"))
+    tree["cluster"]["address"], tree["load"]["tier"] = "auto", tier
+    tree["tasks"]["first"]["replay"]["capacity_transitions"] = 200_000
+    (live / "config.yaml").write_text(dump(from_mapping(tree)), encoding="utf-8")
+    Control(live).write("session", {"object_store_bytes": GIGABYTE})
+    keeper = RunDirectory(live)
+    keeper.take_lock()
+    added = prepare_added(live, "second", {"env": CATCH})
+    keeper.release()
+    kept = added.config.replay.capacity_transitions
+    assert (kept < 200_000) is (tier == "light")
+    assert (added.store_bytes <= GIGABYTE) is (tier == "light")
+
+
+def test_the_doctor_says_how_large_a_store_could_be_of_a_run_on_a_cluster_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preparation, "detect", lambda: Machine(8, 9 * GIGABYTE, 9 * GIGABYTE))
+    tree = {"tasks": ["one"], "defaults": {"env": CATCH}, "load": {"tier": "light"}}
+    there = from_mapping(tree | {"cluster": {"address": "auto"}})
+    assert preparation.what_would_run(there) == preparation.what_would_run(from_mapping(tree))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 10**9), min_size=1, max_size=6),
+    games=st.integers(1, 6),
+)
+def test_what_is_promised_holds_any_games_at_once(sizes: list[int], games: int) -> None:
+    promised = preparation.store_capacity_bytes(sizes, games)
+    for some in combinations(sizes, min(games, len(sizes))):
+        assert sum(some) + STORE_MARGIN_BYTES <= promised
 
 
 def test_a_run_whose_added_tasks_no_longer_fit_is_refused_with_the_numbers_on_resume(

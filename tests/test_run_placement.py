@@ -79,9 +79,9 @@ def test_runs_of_one_name_share_a_cluster_and_its_store_and_one_too_many_is_refu
             with ChaosRun(CATCH, tmp_path / "third" / "catch", *settings) as third:
                 assert third.process.wait(120) == 1, third.log()
                 assert "object store" in third.log() and "shared with catch-" in third.log()
-            before = mine.updates(), yours.updates()
             yours.end_well()
-            mine.until(lambda: mine.updates() > before[0], 60, "training beside the end of another")
+            before = mine.updates()
+            mine.until(lambda: mine.updates() > before, 60, "training after the end of another")
             assert not mine.incidents(kind="cluster_lost"), mine.story()
             mine.end_well()
 

@@ -199,7 +199,7 @@ class Crew:
             return
         worker.wait_longer(now_s)
         if self._recurrence.is_news(worker.name, "worker_waits", "", now_s):
-            cause = "no node has free what it reserves, or it is made very slowly"
+            cause = "no node has free what it reserves, it is made slowly, or Ray does not answer"
             self._say("worker_waits", cause, "waited for", worker)
 
     def _look_at(self, group: TaskGroup, worker: Worker, now_s: float) -> None:

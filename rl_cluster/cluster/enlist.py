@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from rl_cluster.cluster.run_plan import RunPlan, plan_of
 from rl_cluster.cluster.supervisor_actor import SupervisorActor
 from rl_cluster.config import ConfigError, RunConfig
 from rl_cluster.config_file import load
-from rl_cluster.control import REFUSED, Control
-from rl_cluster.preparation import PreparedRun, prepare, with_added
+from rl_cluster.control import NO_ROOM, REFUSED, Control
+from rl_cluster.preparation import prepare, with_added
 from rl_cluster.promised_store import promised_bytes
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, read_cluster
 from rl_cluster.supervision.admission import AdmissionError
@@ -81,8 +81,7 @@ def enlist(run_dir: Path) -> int:
             _join_cluster(run_dir)
         else:
             _join_cluster(run_dir)
-            plan = plan_of(_prepared_there(config, control), run_dir, added)
-            plan = replace(plan, object_store_bytes=shared_store.store_bytes())
+            plan = _plan_there(config, run_dir, added)
         read(_supervisor_here(plan).health.remote(), _CLUSTER_TIMEOUT_S)
     except (AdmissionError, CheckpointError, ConfigError) as error:
         control.write("enlist", {"error": cause_of(error)})
@@ -90,33 +89,38 @@ def enlist(run_dir: Path) -> int:
     except (RayError, OSError, NoNodeHere, NoRoomNow) as error:  # the keeper tries again
         print(f"not enlisted: {cause_of(error)}", file=sys.stderr)
         control.write("enlist", {"error": cause_of(error)})
-        return 1
+        return NO_ROOM if isinstance(error, NoRoomNow) else 1
     finally:
         runtime.leave()
     return 0
 
 
-def _prepared_there(config: RunConfig, control: Control) -> PreparedRun:
+def _plan_there(config: RunConfig, run_dir: Path, added: Mapping[str, Any]) -> RunPlan:
     """Settle a run on the cluster of others that this process has joined, and claim its store.
+
+    The claim comes last: it counts for nobody until there is a supervisor.
 
     Raises:
       AdmissionError: it does not fit, and has not fitted before in its session.
       NoRoomNow: it has.
     """
+    control = Control(run_dir)
     session = control.read("session") or {}
     room = shared_store.room()
     if had_room := session.get("has_claimed", False):  # others count on what it has not
         room = room._replace(free_bytes=min(room.free_bytes, promised_bytes(control)))
     try:
         prepared = prepare(config, store=room)
+        plan = plan_of(prepared, run_dir, added)
         shared_store.claim(prepared.store_capacity_bytes)
     except AdmissionError as error:
         if had_room:
             raise NoRoomNow(str(error)) from error
         raise
-    claimed = {"object_store_bytes": prepared.store_capacity_bytes, "has_claimed": True}
-    control.write("session", session | claimed)
-    return prepared
+    if not had_room:
+        claimed = {"object_store_bytes": prepared.store_capacity_bytes, "has_claimed": True}
+        control.write("session", session | claimed)
+    return replace(plan, object_store_bytes=shared_store.store_bytes())
 
 
 def _supervisor_here(plan: RunPlan) -> Actor:

@@ -21,8 +21,6 @@ from rl_cluster.sensors import scarcest_memory
 
 _ANSWER_S = 0.5
 """The supervisor waits for it between two ticks."""
-_NODES_S = 10.0
-"""It waits for that once, when it is made."""
 
 
 def object_store_bytes() -> int | None:
@@ -47,8 +45,12 @@ def object_store_bytes() -> int | None:
 
 
 def metrics_addresses() -> list[str]:
-    """Where the cluster's nodes give their figures to Prometheus; the GCS is asked."""
-    return [node.metrics_address for node in live_nodes(_NODES_S)]
+    """Where the cluster's nodes give their figures to Prometheus, in order.
+
+    Raises:
+      GcsSilent: nobody says.
+    """
+    return sorted(node.metrics_address for node in live_nodes(_ANSWER_S))
 
 
 def run_memory_bytes() -> int:

@@ -25,7 +25,7 @@ from typing import Any
 from rl_cluster.cluster import runtime
 from rl_cluster.cluster.cluster_guard import ClusterGuard
 from rl_cluster.config_file import load
-from rl_cluster.control import REFUSED, RUN_MARK, Control, PulseReader
+from rl_cluster.control import NO_ROOM, REFUSED, RUN_MARK, Control, PulseReader
 from rl_cluster.orphan import launch_orphan
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, RunDirectoryError, read_cluster
 from rl_cluster.service import IN_USE, RUN_FAILED, Notifier
@@ -68,6 +68,7 @@ class Keeper:
         self._restarts, self._vain_restarts = 0, 0
         """Since the supervisor last lived: all, and those that a full disk does not explain."""
         self._recycling, self._recycle_put_off = Spacing(*_RECYCLING_S), False
+        self._said_no_room = False
 
     def run(self, adopt: bool) -> int:
         """Keep the run; return the exit code of its end.
@@ -133,11 +134,16 @@ class Keeper:
 
     def _restart_after_a_while(self, cause: str) -> None:
         """Make another cluster, later each time that none lived."""
-        self._stop.wait(min(2.0**self._restarts - 1, _LONGEST_BACKOFF_S))
+        self._stop.wait(min(2.0 ** min(self._restarts, 10) - 1, _LONGEST_BACKOFF_S))
         self._restarts += 1
-        # Nothing that a full disk brings about says that the run is hopeless.
-        self._vain_restarts += self._directory.has_room and runtime.has_room()
-        self._say(cause)
+        if self._starter is not None and self._starter.poll() == NO_ROOM:
+            if not self._said_no_room:
+                self._say(cause, "tried again, until there is room", "store_taken")
+            self._said_no_room = True
+        else:
+            # Nothing that a full disk brings about says that the run is hopeless.
+            self._vain_restarts += self._directory.has_room and runtime.has_room()
+            self._say(cause)
         self._restart(cause)
 
     def _sign(self) -> None:
@@ -245,6 +251,7 @@ class Keeper:
         if silence_s < 2.0:
             if self._starter_is_done:
                 self._seen_alive, self._restarts, self._vain_restarts = True, 0, 0
+                self._said_no_room = False
             self._systemd.alive()
         limit_s = _SILENT_S if self._seen_alive else _STARTING_S
         if silence_s < limit_s:

@@ -7,23 +7,28 @@ experience: only rollouts, which keep nothing, go elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import ray
 from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rl_cluster.cluster.actors import Actor
-from rl_cluster.cluster.gcs import SOON_S, GcsSilent, has_no_place, live_nodes
+from rl_cluster.cluster.gcs import SOON_S, GcsSilent, Node, has_no_place, live_nodes
 from rl_cluster.config import ClusterConfig
 from rl_cluster.supervision.spread import emptiest, task_of, to_be_moved
 
+T = TypeVar("T")
 _SHARE = 0.001
 """Of a host's resource, which is 1.0 in all."""
 _A_BYTE = 1
 """Of a node's memory, as Ray counts it: an actor that asks for nothing goes to a node at random,
 whatever node it is softly bound to (Ray's `ClusterResourceScheduler::GetBestSchedulableNode`)."""
+_SILENCE_S = 5.0
+"""Between two questions to a control store that says nothing: one a tick would hold it up."""
 MOVE_PERIOD_S = 10.0
 """Between two moves: as long as a rollout takes to be made on a busy node."""
 
@@ -56,6 +61,7 @@ class Places:
         self._one_node = config.address == "local"
         self._node_of: dict[str, str] = {}
         self._looked_s = 0.0
+        self._ask_again_s = -math.inf
 
     def options(self, name: str) -> dict[str, Any]:
         """Options of a rollout that is about to be made."""
@@ -91,23 +97,30 @@ class Places:
         }
 
     def waits_for(self, actor: Actor) -> bool:
-        """Whether an actor has no node yet, and others may bring it one: no failure of its own."""
-        try:
-            return not self._one_node and has_no_place(actor, SOON_S)
-        except GcsSilent:
-            return False
+        """Whether an actor has no node yet, and others may bring it one: no failure of its own.
+
+        As long as nobody says, it is not the actor that fails.
+        """
+        return not self._one_node and self._ask(lambda: has_no_place(actor, SOON_S), True)
 
     def _nodes(self) -> dict[str, float]:
         """Cores of every node that has the labels; none where nobody says."""
-        try:
-            nodes = live_nodes(SOON_S)
-        except GcsSilent:
-            return {}
+        nobody: list[Node] = []
         return {
             node.node_id: max(1.0, node.resources.get("CPU", 0.0))
-            for node in nodes
+            for node in self._ask(lambda: live_nodes(SOON_S), nobody)
             if self._labels.items() <= node.labels.items()
         }
+
+    def _ask(self, question: Callable[[], T], otherwise: T) -> T:
+        """Ask the control store; where it says nothing, nobody asks it for a while."""
+        if time.monotonic() < self._ask_again_s:
+            return otherwise
+        try:
+            return question()
+        except GcsSilent:
+            self._ask_again_s = time.monotonic() + _SILENCE_S
+            return otherwise
 
 
 def node_id() -> str:

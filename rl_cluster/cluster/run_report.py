@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 
 from rl_cluster.cluster import host
+from rl_cluster.cluster.gcs import GcsSilent
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.telemetry_hub import TelemetryHub
 from rl_cluster.telemetry.summary import RunState, Summary, Tier
@@ -19,12 +20,13 @@ class RunReport:
 
     def __init__(self, name: str, max_seconds: float | None, hub: TelemetryHub) -> None:
         self._name, self._max_seconds, self._hub = name, max_seconds, hub
-        hub.tell_prometheus(host.metrics_addresses())
+        self._addresses: list[str] | None = None
         self.object_store_bytes: int | None = None
         """In use at the last look."""
 
     def write_rows(self, reports: Mapping[str, TaskReport], wall_s: float) -> None:
         """Write a row of every metric."""
+        self._tell_prometheus()
         self.object_store_bytes = host.object_store_bytes()
         for task, report in reports.items():
             self._hub.row(wall_s, task, report.env_steps, report.metrics())
@@ -41,6 +43,16 @@ class RunReport:
             },
         )
         self._hub.flush()
+
+    def _tell_prometheus(self) -> None:
+        """Nodes come and go while a run is live."""
+        try:
+            addresses = host.metrics_addresses()
+        except GcsSilent:  # they stand as they were, and the next row asks again
+            return
+        if addresses != self._addresses:
+            self._hub.tell_prometheus(addresses)
+            self._addresses = addresses
 
     def compose(
         self, state: RunState, reports: Mapping[str, TaskReport], wall_s: float, tier: Tier

@@ -36,8 +36,9 @@ def store_bytes() -> int:
 
 def room() -> StoreRoom:
     """What other live runs have not claimed of it."""
-    all_bytes, others = store_bytes(), _other_runs()
-    free_bytes = max(0, all_bytes - sum(map(_claimed_bytes, others)))
+    all_bytes, claims = store_bytes(), {run: _claimed_bytes(run) for run in _other_runs()}
+    free_bytes = max(0, all_bytes - sum(claims.values()))
+    others = [run for run, claimed in claims.items() if claimed]
     beside = f", shared with {', '.join(others)}" if others else ""
     place = f"the store of the cluster's node here ({all_bytes / 1e9:.2f} GB{beside})"
     return StoreRoom(free_bytes, place)
