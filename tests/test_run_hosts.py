@@ -30,7 +30,7 @@ pytestmark = [
 PAGE = ROOT / "docs" / "cluster.md"
 BIN = Path(sys.executable).parent
 RUN = "runs/two-games"
-_UP_S, _TRAINS_S, _BACK_S, _GONE_S = 240.0, 180.0, 120.0, 120.0
+_UP_S, _TRAINS_S, _BACK_S, _GONE_S, _RETURNED_S = 240.0, 180.0, 120.0, 120.0, 240.0
 
 
 class User:
@@ -66,6 +66,7 @@ class User:
         """Run a command of the page, and return what it printed."""
         done = self._popen(command)
         said, _ = done.communicate(timeout=_UP_S)
+        print(f"$ {command}\n{said}")
         assert done.returncode == 0, f"{command}\n{said}"
         return said
 
@@ -192,6 +193,9 @@ def on_the_cluster(user: User, page: dict[str, list[str]], submit: str) -> None:
     user.until(lambda s: s["tier"]["effective"] == "light", _BACK_S, "the light tier")
     a_host_dies(user)
     user.worker.start()
+    back_s = user.until(trains_on(2), _RETURNED_S, "the host that came back has rollouts again")
+    print(f"both hosts work again {back_s:.1f} s after one came back")
+    assert "rollout_moved" in {each["kind"] for each in user.incidents()}
     stop, resume = page["Stopped, and gone on with"]
     user.types(stop)
     before = user.summary()

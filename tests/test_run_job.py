@@ -104,10 +104,10 @@ def test_what_git_ignores_is_not_uploaded(cluster: JobCluster, tmp_path: Path) -
 def test_a_whole_checkout_serves_as_the_working_directory(
     cluster: JobCluster, tmp_path: Path
 ) -> None:
-    """The run then works with the checkout's code, on the job's own cluster."""
-    run_dir = tmp_path / "checkout"
-    cluster.submit("checkout", ROOT, "rl-cluster", "train", "experiments/catch.yaml", "--run",
-                   run_dir, "--set", "cluster.address=auto", "max_seconds=600",
+    """The run then works with the checkout's code, on the job's own cluster, under its name."""
+    run_dir = tmp_path / "runs" / "checkout"
+    cluster.submit("checkout", ROOT, "env", f"HOME={tmp_path}", "rl-cluster", "train",
+                   "experiments/catch.yaml", "--set", "cluster.address=auto", "max_seconds=600",
                    "max_env_steps=2000")  # fmt: skip
     ended, log = cluster.end_of("checkout", _START_S), cluster.log("checkout")
     assert (ended["status"], ended["driver_exit_code"]) == ("SUCCEEDED", 0), log

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from chaos.raylets import RayCluster
 from chaos.support import CATCH, SETTINGS, ChaosRun
+from live_run import lines
 
 from rl_cluster.cluster.placement import MOVE_PERIOD_S
 
@@ -59,6 +61,7 @@ def test_rollouts_are_made_where_there_are_fewest_and_one_moves_to_a_node_that_c
             late = cluster.add_node()
             run.until(lambda: len(rollouts_on(run, late)) == 1, 60, "a rollout on the late node")
             time.sleep(2 * MOVE_PERIOD_S)
+            run.until(what_crosses_the_network_is_shown(run, nodes=3), 60, "what crosses it")
             assert len(run.incidents(kind="rollout_moved")) == 1, run.story()
             run.end_well()
 
@@ -84,6 +87,23 @@ def test_runs_of_one_name_share_a_cluster_and_its_store_and_one_too_many_is_refu
             mine.until(lambda: mine.updates() > before, 60, "training after the end of another")
             assert not mine.incidents(kind="cluster_lost"), mine.story()
             mine.end_well()
+
+
+def what_crosses_the_network_is_shown(run: ChaosRun, nodes: int) -> Callable[[], bool]:
+    """In the summary and in the rows of metrics: less of blocks than they hold, and weights."""
+
+    def look() -> bool:
+        network = run.summary()["tasks"]["Catch"].get("network", {})
+        row = [row for row in lines(run.run_dir / "metrics.jsonl") if row["task"]][-1]
+        for rates in (network, {key.removeprefix("network_"): row[key] for key in row}):
+            blocks, unpacked, weights = (
+                rates.get(f"{name}_bytes_per_s") or 0 for name in ("block", "unpacked", "weights")
+            )
+            if not (rates.get("nodes") == nodes and 0 < blocks < unpacked and weights > 0):
+                return False
+        return True
+
+    return look
 
 
 def rollouts_on(run: ChaosRun, raylet: psutil.Process) -> list[psutil.Process]:

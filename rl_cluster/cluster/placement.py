@@ -71,7 +71,7 @@ class Places:
         node = emptiest(nodes, self._node_of, task_of(name))
         self._node_of[name] = node
         bound = NodeAffinitySchedulingStrategy(node, soft=True)
-        return {"scheduling_strategy": bound, "memory": _A_BYTE}
+        return {"scheduling_strategy": bound, "memory": _A_BYTE, "label_selector": self._labels}
 
     def misplaced(self, rollouts: Mapping[str, str | None], now_s: float) -> str | None:
         """A rollout to be made anew, since another node has fewer per core; now and then one.
