@@ -24,7 +24,6 @@ _ROOT = Path(__file__).resolve().parents[1]
 _DEBIAN = Path(sys.executable).parents[1] / "debian"
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin:{_DEBIAN}/usr/bin:{_DEBIAN}/usr/sbin:{_DEBIAN}/sbin"
 _ENVIRONMENT = os.environ | {"PATH": PATH}
-_LIBRARIES = f"{_DEBIAN}/usr/lib/{os.uname().machine}-linux-gnu"
 _SSHD = """\
 Port 22
 HostKey {path}/host_key
@@ -93,7 +92,7 @@ class Host:
                 ["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--mount-proc",
                  "--kill-child", "sh", "-c", script],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env=_ENVIRONMENT | {"LD_LIBRARY_PATH": _LIBRARIES},
+                env=_ENVIRONMENT,
             )  # fmt: skip
         deadline_s = time.monotonic() + _UP_S
         while os.readlink(f"/proc/{self._process.pid}/ns/net") == os.readlink("/proc/self/ns/net"):

@@ -15,6 +15,17 @@ download() { apt-get -q -o APT::Sandbox::User=root download "$@" >/dev/null 2>&1
 
 update() { apt-get -q -o Acquire::Retries=0 -o Acquire::http::Timeout=20 update >/dev/null 2>&1; }
 
+# with_libraries PATH : of an unpacked program; others find theirs where Debian has them.
+with_libraries() {
+    if ! ldd "$1" | grep -q "not found"; then
+        return
+    fi
+    mv "$1" "$1.unpacked"
+    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' \
+        "$tree/usr/lib/$(uname -m)-linux-gnu" "$1.unpacked" >"$1"
+    chmod +x "$1"
+}
+
 # unpack PROGRAM PACKAGE... : unless the program is there already.
 unpack() {
     program=$1
@@ -26,6 +37,7 @@ unpack() {
         for package in "$@"; do
             dpkg -x "$package"_*.deb "$tree"
         done
+        with_libraries "$(command -v "$program")"
     else
         echo "no $program: tests that need it will be skipped. To have them run:" >&2
         echo "    sudo apt-get install --no-install-recommends $*" >&2
@@ -35,5 +47,5 @@ unpack() {
 unpack prometheus prometheus
 unpack sshd openssh-server libwrap0
 unpack ssh openssh-client
-unpack rsync rsync
+unpack rsync rsync libpopt0
 unpack ip iproute2

@@ -279,10 +279,19 @@ def test_rovers_come_late_fall_silent_and_are_sent_earlier_policies(tmp_path: Pa
 
 
 @pytest.mark.timeout(600)
-def test_rovers_train_beside_a_game_through_kills_levers_and_a_resume(tmp_path: Path) -> None:
-    config, run_dir = tmp_path / "rovers.yaml", tmp_path / "run"
+def test_a_fleet_beside_a_game_outlives_the_death_of_all_that_serves_it(tmp_path: Path) -> None:
     with fleet_beside_a_game(tmp_path) as (run, heard):
         what_is_killed_comes_back(run, heard)
+        assert run.interrupt() == 130, run.log()
+        run.check_nothing_left()
+        check_order(run, heard)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_levers_move_a_fleet_and_it_is_resumed_where_it_was_stopped(tmp_path: Path) -> None:
+    config, run_dir = tmp_path / "rovers.yaml", tmp_path / "run"
+    with fleet_beside_a_game(tmp_path) as (run, heard):
         levers_move_a_fleet_as_a_game(run)
         pull(run, "stop")
         assert run.finish(60) == 130, run.log()
@@ -299,7 +308,12 @@ def test_rovers_train_beside_a_game_through_kills_levers_and_a_resume(tmp_path: 
             assert fleet(run.summary())[name] > fleet(left)[name]
         assert run.interrupt() == 130, run.log()
         run.check_nothing_left()
-        assert heard.early == [] and heard.announced == sorted(set(heard.announced))
-        for name, values in counters(run).items():
-            assert values == sorted(values), name
-        assert not [k for k in ("task_parked", "not_saved", "worker_parked") if incidents(run, k)]
+        check_order(run, heard)
+
+
+def check_order(run: LiveRun, heard: Listener) -> None:
+    """Nothing went back, nothing was announced before it came, nothing was given up."""
+    assert heard.early == [] and heard.announced == sorted(set(heard.announced))
+    for name, values in counters(run).items():
+        assert values == sorted(values), name
+    assert not [k for k in ("task_parked", "not_saved", "worker_parked") if incidents(run, k)]

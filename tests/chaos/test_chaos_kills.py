@@ -27,7 +27,7 @@ KILLS = count(20, 1)
 KILLS_OF_ONE_SESSION = {"driver": 1}
 
 
-IN_PART = ("rollout", "replay", "supervisor", "keeper", "raylet")
+IN_PART = ("replay", "supervisor", "raylet")
 
 
 @pytest.mark.timeout(count(3600, 600))
