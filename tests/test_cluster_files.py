@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,8 +49,8 @@ def test_nodes_start_with_a_token_and_options_that_ray_knows(path: Path, kind: s
     before, _, behind = commands.rpartition("ray start ")
     assert "ray stop;" in before and "RAY_AUTH_MODE=token" in before
     # What a shell would fill in.
-    arguments = behind.partition(";")[0]
-    plain = re.sub(r"\$\([^)]*\)|\$RAY_HEAD_IP", "192.0.2.10", arguments)
+    arguments = re.split(r";|\|\|", behind)[0]
+    plain = re.sub(r"\$\([^)]*\)|\$RAY_HEAD_IP|\$NODE_IP", "192.0.2.10", arguments)
     options = ray_start.make_context("ray start", shlex.split(plain)).params
     assert options["head"] is (kind == "head") and options["object_store_memory"] > 0
     assert "dashboard" not in arguments or options["dashboard_host"] == "127.0.0.1"
@@ -59,7 +62,7 @@ def variables(config: dict[str, Any], kind: str) -> dict[str, str]:
     (exported,) = [
         found
         for command in config[f"{kind}_start_ray_commands"]
-        for found in re.findall(r"export ([^;]*);", command)
+        for found in re.findall(r"export (RAY_AUTH_MODE[^;]*);", command)
     ]
     return dict(word.split("=", 1) for word in exported.split())
 
@@ -89,28 +92,78 @@ def test_ray_gives_a_node_up_after_ten_seconds() -> None:
 def test_nodes_on_a_cloud_are_set_like_those_that_are_tested(path: Path, kind: str) -> None:
     """tests/test_run_hosts.py has the nodes of ray_cluster.yaml die and come back."""
     tested = variables(read(LAUNCHED[0]), kind)
-    tested.pop("RAY_enable_autoscaler_v2", None)  # for the local provider alone
+    for name in ("RAY_enable_autoscaler_v2", "AUTOSCALER_NODE_START_WAIT_S"):
+        tested.pop(name, None)  # for the local provider alone
     assert variables(read(path), kind) == tested
 
 
-@pytest.mark.parametrize("path", LAUNCHED, ids=lambda path: str(path.name))
+def fake(directory: Path, program: str, script: str) -> None:
+    """A program that comes before the real one of that name."""
+    (directory / program).write_text(f"#!/bin/sh\n{script}\n")
+    (directory / program).chmod(0o755)
+
+
+def asked(home: Path) -> list[str]:
+    path = home / "asked"
+    return path.read_text().split() if path.exists() else []
+
+
+def start_a_worker(path: Path, home: Path, failures: int, raylet_lives: bool = False) -> int:
+    """Run the command of a worker where so many starts fail; return its exit code."""
+    (home / "rl-cluster").mkdir(exist_ok=True)
+    fake(home, "ray", f"""echo "$1" >> {home}/asked
+        test $1 = stop || test $(grep -c start {home}/asked) -gt {failures}""")  # fmt: skip
+    fake(home, "sleep", f"echo slept >> {home}/asked; exec /bin/sleep 0.1")
+    fake(home, "pgrep", "true" if raylet_lives else "false")
+    exports = variables(read(path), "worker")
+    assert exports["RAY_AUTH_MODE"] == "token"
+    command = "; ".join(read(path)["worker_start_ray_commands"])
+    environment = os.environ | {"PATH": f"{home}:{os.environ['PATH']}", "HOME": str(home)}
+    return subprocess.run(["bash", "-c", command], env=environment, timeout=30).returncode
+
+
+@pytest.mark.parametrize("path", LAUNCHED[1:], ids=lambda path: str(path.name))
 @pytest.mark.parametrize(("failures", "code"), [(0, 0), (2, 0), (3, 1)])
-def test_a_worker_whose_start_fails_is_tried_three_times(
+def test_a_cloud_s_worker_whose_start_fails_is_tried_three_times(
     tmp_path: Path, path: Path, failures: int, code: int
 ) -> None:
-    """Ray's autoscaler tries once and never again."""
-    (command,) = read(path)["worker_start_ray_commands"]
-    ray = tmp_path / "ray"
-    ray.write_text(
-        f'#!/bin/sh\necho "$1" >> {tmp_path}/asked\n'
-        f"test $1 = stop || test $(grep -c start {tmp_path}/asked) -gt {failures}\n"
-    )
-    ray.chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", command], env=environment)
-    tries = min(failures + 1, 3)
-    assert done.returncode == code
-    assert (tmp_path / "asked").read_text().split() == ["stop", "start"] * tries
+    """A cloud's autoscaler replaces one that fails."""
+    assert start_a_worker(path, tmp_path, failures) == code
+    assert asked(tmp_path) == ["stop", "start"] * min(failures + 1, 3)
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def is_joining(home: Path) -> bool:
+    with (home / "rl-cluster" / "joining").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_a_worker_of_one_s_own_joins_after_any_failure_and_its_command_never_fails(
+    tmp_path: Path,
+) -> None:
+    """Ray's first autoscaler gives a machine up for good whose command has failed once."""
+    for _ in range(3):  # who is sent again while one is at it does nothing
+        assert start_a_worker(LAUNCHED[0], tmp_path, failures=4) == 0
+        until(lambda: "slept" in asked(tmp_path))
+    until(lambda: not is_joining(tmp_path))
+    assert asked(tmp_path) == [*(["stop", "start", "slept"] * 4), "stop", "start"]
+
+
+def test_a_raylet_that_is_slow_is_not_stopped_because_ray_start_gave_up(tmp_path: Path) -> None:
+    assert start_a_worker(LAUNCHED[0], tmp_path, failures=9, raylet_lives=True) == 0
+    until(lambda: "slept" in asked(tmp_path))
+    until(lambda: not is_joining(tmp_path))
+    assert asked(tmp_path) == ["stop", "start", "slept"]
 
 
 @pytest.mark.parametrize("path", LAUNCHED, ids=lambda path: str(path.name))

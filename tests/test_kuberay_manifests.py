@@ -142,7 +142,8 @@ def test_pods_are_set_like_the_nodes_that_are_tested() -> None:
     wanted = variables(read(LAUNCHED[0]), "head")
     for name in [n for n in wanted if n.startswith("RAY_gcs_storage")]:
         del wanted[name]
-    del wanted["RAY_AUTH_MODE"], wanted["RAY_enable_autoscaler_v2"]
+    for name in ("RAY_AUTH_MODE", "RAY_enable_autoscaler_v2", "AUTOSCALER_NODE_START_WAIT_S"):
+        del wanted[name]
     spec = read(CLUSTERS / "raycluster.yaml")["spec"]
     assert spec["authOptions"] == {"mode": "token"}
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):

@@ -99,12 +99,20 @@ class User:
         said = self.head.run(f"cat ~/{RUN}/incidents.jsonl", check=False).stdout
         return [json.loads(line) for line in said.splitlines()]
 
+    def autoscaler_said(self) -> str:
+        """What Ray's autoscaler on the head, and who joins on the worker, wrote last."""
+        monitor = "tail -n 80 /tmp/ray/session_latest/logs/monitor.*"
+        of_head = self.head.run(monitor, check=False).stdout
+        return f"{of_head}\n{self.worker.run('cat ~/rl-cluster/join.log', check=False).stdout}"
+
     def until(self, look: Callable[[dict[str, Any]], bool], timeout_s: float, what: str) -> float:
         """Wait for something in the run's summary; return how long it took, s."""
         start_s = time.monotonic()
         while (summary := self.summary()) is None or not look(summary):
             waited_s = time.monotonic() - start_s
-            assert waited_s < timeout_s, f"not within {timeout_s:g} s: {what}\n{summary}"
+            assert waited_s < timeout_s, (
+                f"not within {timeout_s:g} s: {what}\n{summary}\n{self.autoscaler_said()}"
+            )
             time.sleep(0.5)
         return time.monotonic() - start_s
 
