@@ -1,6 +1,6 @@
 """Hosts made of namespaces on this machine, each with an SSH server of its own, on one network.
 
-A host has its own network, processes, `/tmp`, `/dev/shm` and home, and shares the file system
+A host has its own core, network, processes, `/tmp`, `/dev/shm` and home, and shares the file system
 otherwise. Invariant: whoever leaves the context leaves no process, no interface and no file.
 It takes root, `unshare`, `ip` and an SSH server and `rsync`: `tests/setup_debian.sh` brings them.
 """
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PROGRAMS = ("unshare", "ip", "sshd", "ssh", "ssh-keygen", "rsync")
+PROGRAMS = ("taskset", "unshare", "ip", "sshd", "ssh", "ssh-keygen", "rsync")
 _ROOT = Path(__file__).resolve().parents[1]
 """May be below /tmp, which a host has of its own."""
 _DEBIAN = Path(sys.executable).parents[1] / "debian"
@@ -36,6 +36,12 @@ UsePAM no
 SetEnv PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin:{debian}/usr/bin
 """
 _UP_S = 20.0
+
+
+def _core(number: int) -> int:
+    """That of a host: what runs on one does not hold another up, as where they are machines."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[number % len(cores)]
 
 
 def missing() -> list[str]:
@@ -89,8 +95,8 @@ class Host:
         """
         with (net.path / f"host-{number}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--mount-proc",
-                 "--kill-child", "sh", "-c", script],
+                ["taskset", "-c", str(_core(number)), "unshare", "--net", "--pid", "--mount",
+                 "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env=_ENVIRONMENT,
             )  # fmt: skip
