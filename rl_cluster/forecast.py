@@ -128,8 +128,12 @@ def read_rates(run_dir: Path, since_s: float | None, failures: str = "") -> dict
         if row["task"] is not None and row["learner_updates"] and row["time"] >= since_s:
             learning.setdefault(row["task"], []).append(row)
     rates = {}
+    times = [row["time"] for rows in learning.values() for row in rows]
+    middle_s = (min(times) + max(times)) / 2 if times else 0.0
     for task, rows in learning.items():
         steps = rows[-1]["env_steps"] - rows[0]["env_steps"]
+        if steps == 0 and rows[0]["time"] > middle_s:
+            continue  # it has only just begun: as if it had no turn
         if steps == 0:
             raise ForecastError(
                 f"{task} learned, and took no env steps while it was measured: measure for longer "

@@ -6,9 +6,8 @@ seconds, with a message; nothing has been started and no file was written.
 
 from __future__ import annotations
 
-import heapq
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +57,8 @@ class StoreRoom(NamedTuple):
     free_bytes: int
     place: str
     """For people."""
+    claimed_bytes: int = 0
+    """By other runs."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,6 @@ class PreparedRun:
         """
         wanted = int(_STORE_SLACK * self.admission.object_store_bytes)
         return min(self.machine.shared_memory_bytes, wanted)
-
-
-def store_capacity_bytes(store_bytes: Iterable[int], games: int) -> int:
-    """The same for so many at once of tasks that fill so much each, whichever they are."""
-    return int(_STORE_SLACK * (STORE_MARGIN_BYTES + sum(heapq.nlargest(games, store_bytes))))
 
 
 def prepare(config: RunConfig, taken_bytes: int = 0, store: StoreRoom | None = None) -> PreparedRun:
@@ -136,12 +132,13 @@ def _without(machine: Machine, taken_bytes: int) -> Machine:
 def _with_store(machine: Machine, store: StoreRoom) -> Machine:
     """The machine as it is for a run in a store of others.
 
-    What was touched of a store is no longer available, and is there for whoever fills it again.
+    What was touched of a store is no longer available, and is there for whoever fills it again:
+    this run, as far as no other has claimed it.
     """
-    touched = psutil.disk_usage("/dev/shm").used
+    untaken = max(0, psutil.disk_usage("/dev/shm").used - store.claimed_bytes)
     return replace(
         machine,
-        memory_bytes=machine.memory_bytes + min(touched, store.free_bytes),
+        memory_bytes=machine.memory_bytes + min(untaken, store.free_bytes),
         shared_memory_bytes=store.free_bytes,
         store_place=store.place,
     )
@@ -247,8 +244,8 @@ def prepare_added(run_dir: Path, task: str, settings: Mapping[str, Any]) -> Adde
     prepared = prepare(config, _unfilled_bytes(run_dir), _share_of_claim(run, run_dir))
     added = prepared.effective.config.tasks[task]
     plain = to_mapping(prepared.effective.config)["tasks"][task]
-    (demand,) = prepared.demands
-    return AddedTask(added, plain, prepared.specs[task], uuid.uuid4().hex[:12], demand.store_bytes)
+    store_bytes = prepared.store_capacity_bytes
+    return AddedTask(added, plain, prepared.specs[task], uuid.uuid4().hex[:12], store_bytes)
 
 
 def _share_of_claim(run: RunConfig, run_dir: Path) -> StoreRoom | None:
@@ -336,11 +333,6 @@ def _demand(
         weights_bytes=_weights_bytes(name, task, spec),
         processes=rollouts_here + _WORKERS_BESIDE_ROLLOUTS + task.stream.simulated_rovers,
     )
-
-
-def store_bytes(name: str, task: TaskConfig, spec: EnvironmentSpec) -> int:
-    """Object store that a task fills."""
-    return _demand(name, task, spec, ClusterConfig()).store_bytes
 
 
 def _weights_bytes(name: str, task: TaskConfig, spec: EnvironmentSpec) -> int:

@@ -1,7 +1,7 @@
 """How much object store a run's tasks may fill, as its session says.
 
 Invariant: a cluster that is made has so much; on one of others the run claims it there. It only
-grows once a session's supervisor is at work, by what the tasks that are then in the run need.
+grows once a session's supervisor is at work.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def promised_bytes(control: Control) -> int:
     return int(session["object_store_bytes"]) if session else 0
 
 
-def promise(control: Control, needed_bytes: int) -> None:
-    """Let tasks fill so much in all, in a cluster that is made from now on, or has the room."""
+def promise(control: Control, more_bytes: int) -> None:
+    """Let tasks fill so much more, in a cluster that is made from now on, or has the room."""
     session = control.read("session") or {}
-    wanted = max(promised_bytes(control), needed_bytes)
+    wanted = promised_bytes(control) + more_bytes
     control.write("session", session | {"object_store_bytes": wanted})

@@ -30,7 +30,7 @@ with_libraries() {
 unpack() {
     program=$1
     shift
-    if command -v "$program" >/dev/null; then
+    if found=$(command -v "$program") && ! ldd "$found" 2>/dev/null | grep -q "not found"; then
         return
     fi
     if download "$@" || { update && download "$@"; }; then

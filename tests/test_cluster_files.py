@@ -49,7 +49,7 @@ def test_nodes_start_with_a_token_and_options_that_ray_knows(path: Path, kind: s
     before, _, behind = commands.rpartition("ray start ")
     assert "ray stop;" in before and "RAY_AUTH_MODE=token" in before
     # What a shell would fill in.
-    arguments = re.split(r";|\|\|", behind)[0]
+    arguments = re.split(r";|&&", behind)[0]
     plain = re.sub(r"\$\([^)]*\)|\$RAY_HEAD_IP|\$NODE_IP", "192.0.2.10", arguments)
     options = ray_start.make_context("ray start", shlex.split(plain)).params
     assert options["head"] is (kind == "head") and options["object_store_memory"] > 0

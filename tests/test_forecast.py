@@ -83,6 +83,11 @@ def test_a_task_that_took_no_steps_while_it_was_measured_is_no_task_without_a_tu
         read_rates(tmp_path, 0.0)
 
 
+def test_a_task_that_has_only_just_begun_counts_as_without_a_turn(tmp_path: Path) -> None:
+    write_rows(tmp_path, [(1.0, "Pong", 100, 1), (9.0, "Pong", 900, 9), (9.0, "Boxing", 50, 1)])
+    assert list(read_rates(tmp_path, 0.0)) == ["Pong"]
+
+
 def test_games_at_once_end_with_the_slowest_and_share_the_price() -> None:
     config = configured("Pong", "Boxing", max_env_steps=360_000)
     tier = foretell(config, "custom", RATES, None, hourly=3.0)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +179,8 @@ def test_a_store_of_others_that_nobody_has_touched_is_no_memory_beside_what_is_a
         found = preparation._with_store(machine, StoreRoom(free, "the store"))
         assert found.shared_memory_bytes == free
         assert found.memory_bytes - machine.memory_bytes <= min(free, touched + GIGABYTE)
+    others = StoreRoom(GIGABYTE, "the store", claimed_bytes=touched + GIGABYTE)
+    assert preparation._with_store(machine, others).memory_bytes == machine.memory_bytes
 
 
 def test_rollouts_that_go_to_labelled_nodes_are_no_load_of_this_host() -> None:
@@ -397,16 +398,6 @@ def test_the_doctor_says_how_large_a_store_could_be_of_a_run_on_a_cluster_too(
     tree = {"tasks": ["one"], "defaults": {"env": CATCH}, "load": {"tier": "light"}}
     there = from_mapping(tree | {"cluster": {"address": "auto"}})
     assert preparation.what_would_run(there) == preparation.what_would_run(from_mapping(tree))
-
-
-@given(
-    sizes=st.lists(st.integers(1, 10**9), min_size=1, max_size=6),
-    games=st.integers(1, 6),
-)
-def test_what_is_promised_holds_any_games_at_once(sizes: list[int], games: int) -> None:
-    promised = preparation.store_capacity_bytes(sizes, games)
-    for some in combinations(sizes, min(games, len(sizes))):
-        assert sum(some) + STORE_MARGIN_BYTES <= promised
 
 
 def test_a_run_whose_added_tasks_no_longer_fit_is_refused_with_the_numbers_on_resume(

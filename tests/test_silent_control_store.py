@@ -63,8 +63,9 @@ class _Hub:
     def __init__(self) -> None:
         self.told: list[list[str]] = []
 
-    def tell_prometheus(self, addresses: list[str]) -> None:
+    def tell_prometheus(self, addresses: list[str]) -> bool:
         self.told.append(addresses)
+        return len(self.told) > 1  # the disk is full at first
 
     def row(self, *_: object) -> None:
         return
@@ -76,7 +77,7 @@ def test_prometheus_hears_of_nodes_that_come_later_and_of_none_that_nobody_names
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers: list[list[str] | GcsSilent] = [
-        GcsSilent("away"), ["a:1"], GcsSilent("away"), ["a:1"], ["a:1", "b:1"],
+        GcsSilent("away"), ["a:1"], ["a:1"], GcsSilent("away"), ["a:1"], ["a:1", "b:1"],
     ]  # fmt: skip
 
     def nodes(timeout_s: float) -> list[Any]:
@@ -92,4 +93,4 @@ def test_prometheus_hears_of_nodes_that_come_later_and_of_none_that_nobody_names
     report = RunReport("run", None, hub)
     while answers:
         report.write_rows({}, 1.0)
-    assert hub.told == [["a:1"], ["a:1", "b:1"]]
+    assert hub.told == [["a:1"], ["a:1"], ["a:1", "b:1"]]

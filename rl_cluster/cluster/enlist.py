@@ -40,8 +40,12 @@ class NoNodeHere(RuntimeError):
     """The cluster has no node on this host, where the supervisor has to be."""
 
 
-class NoRoomNow(RuntimeError):
-    """Others have taken the room that the run had in the cluster's store."""
+class NotAdmittedNow(RuntimeError):
+    """A run that was admitted in its session is not any more."""
+
+
+class NoRoomNow(NotAdmittedNow):
+    """Others have taken the room that it had in the cluster's store."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,7 +90,7 @@ def enlist(run_dir: Path) -> int:
     except (AdmissionError, CheckpointError, ConfigError) as error:
         control.write("enlist", {"error": cause_of(error)})
         return REFUSED
-    except (RayError, OSError, NoNodeHere, NoRoomNow) as error:  # the keeper tries again
+    except (RayError, OSError, NoNodeHere, NotAdmittedNow) as error:  # the keeper tries again
         print(f"not enlisted: {cause_of(error)}", file=sys.stderr)
         control.write("enlist", {"error": cause_of(error)})
         return NO_ROOM if isinstance(error, NoRoomNow) else 1
@@ -102,24 +106,28 @@ def _plan_there(config: RunConfig, run_dir: Path, added: Mapping[str, Any]) -> R
 
     Raises:
       AdmissionError: it does not fit, and has not fitted before in its session.
-      NoRoomNow: it has.
+      NotAdmittedNow: it has.
     """
     control = Control(run_dir)
     session = control.read("session") or {}
     room = shared_store.room()
-    if had_room := session.get("has_claimed", False):  # others count on what it has not
-        room = room._replace(free_bytes=min(room.free_bytes, promised_bytes(control)))
+    had_bytes = max(session.get("most_claimed_bytes", 0), promised_bytes(control))
+    had_room = "most_claimed_bytes" in session
+    taken = room.claimed_bytes > 0 and room.free_bytes < had_bytes
+    if had_room:  # others count on what it has not
+        room = room._replace(free_bytes=min(room.free_bytes, had_bytes))
     try:
         prepared = prepare(config, store=room)
         plan = plan_of(prepared, run_dir, added)
         shared_store.claim(prepared.store_capacity_bytes)
     except AdmissionError as error:
         if had_room:
-            raise NoRoomNow(str(error)) from error
+            raise (NoRoomNow if taken else NotAdmittedNow)(str(error)) from error
         raise
-    if not had_room:
-        claimed = {"object_store_bytes": prepared.store_capacity_bytes, "has_claimed": True}
-        control.write("session", session | claimed)
+    claimed_bytes = prepared.store_capacity_bytes
+    most_bytes = max(had_bytes, claimed_bytes) if had_room else claimed_bytes
+    claims = {"object_store_bytes": claimed_bytes, "most_claimed_bytes": most_bytes}
+    control.write("session", session | claims)
     return replace(plan, object_store_bytes=shared_store.store_bytes())
 
 

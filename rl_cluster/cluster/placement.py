@@ -7,6 +7,7 @@ experience: only rollouts, which keep nothing, go elsewhere.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from rl_cluster.cluster.gcs import SOON_S, GcsSilent, Node, has_no_place, live_n
 from rl_cluster.config import ClusterConfig
 from rl_cluster.supervision.spread import emptiest, task_of, to_be_moved
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 _SHARE = 0.001
 """Of a host's resource, which is 1.0 in all."""
@@ -118,7 +120,8 @@ class Places:
             return otherwise
         try:
             return question()
-        except GcsSilent:
+        except GcsSilent as error:
+            _log.warning("%s", error)
             self._ask_again_s = time.monotonic() + _SILENCE_S
             return otherwise
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rl_cluster.config_file import from_mapping
 from rl_cluster.effective import EffectiveConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.machine import Machine
-from rl_cluster.preparation import PreparedRun, store_bytes, store_capacity_bytes
+from rl_cluster.preparation import PreparedRun
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +38,6 @@ class RunPlan:
     machine: Machine
     most_games: int
     """Tasks that fit the machine's memory at once."""
-    store_bytes: dict[str, int]
-    """Object store that each task fills."""
     object_store_bytes: int
     """What the object store holds at most, of others' runs, too, on a cluster of others."""
     added: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -55,10 +53,6 @@ class RunPlan:
         """Whether the run's keeper made the cluster, and can make another."""
         return self.config.cluster.address == "local"
 
-    def needed_bytes(self, tasks: Iterable[str], games: int) -> int:
-        """Object store for some of its tasks, so many of them at once, whichever they are."""
-        return store_capacity_bytes((self.store_bytes[task] for task in tasks), games)
-
     def take_in(self, added: Mapping[str, Mapping[str, Any]]) -> None:
         """Take in the tasks that joined since the plan was made, from their settings."""
         for task, settings in added.items():
@@ -70,7 +64,6 @@ class RunPlan:
                 except CheckpointError as error:
                     tracker_id = _left_to_its_learner(task, error)
                 self.config.tasks[task], self.specs[task] = config, spec
-                self.store_bytes[task] = store_bytes(task, config, spec)
                 self.tracker_ids[task], self.added[task] = tracker_id, settings
 
 
@@ -103,7 +96,6 @@ def plan_of(
         tracker_ids=tracker_ids,
         machine=prepared.machine,
         most_games=prepared.most_games,
-        store_bytes={demand.name: demand.store_bytes for demand in prepared.demands},
         object_store_bytes=prepared.store_capacity_bytes,
         added=dict(added),
     )

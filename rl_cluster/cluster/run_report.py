@@ -50,8 +50,7 @@ class RunReport:
             addresses = host.metrics_addresses()
         except GcsSilent:  # they stand as they were, and the next row asks again
             return
-        if addresses != self._addresses:
-            self._hub.tell_prometheus(addresses)
+        if addresses != self._addresses and self._hub.tell_prometheus(addresses):
             self._addresses = addresses
 
     def compose(

@@ -37,11 +37,11 @@ def store_bytes() -> int:
 def room() -> StoreRoom:
     """What other live runs have not claimed of it."""
     all_bytes, claims = store_bytes(), {run: _claimed_bytes(run) for run in _other_runs()}
-    free_bytes = max(0, all_bytes - sum(claims.values()))
+    claimed_bytes = sum(claims.values())
     others = [run for run, claimed in claims.items() if claimed]
     beside = f", shared with {', '.join(others)}" if others else ""
     place = f"the store of the cluster's node here ({all_bytes / 1e9:.2f} GB{beside})"
-    return StoreRoom(free_bytes, place)
+    return StoreRoom(max(0, all_bytes - claimed_bytes), place, claimed_bytes)
 
 
 def claim(needed_bytes: int) -> None:
@@ -52,7 +52,7 @@ def claim(needed_bytes: int) -> None:
     Raises:
       AdmissionError: names the sizes.
     """
-    free_bytes, place = room()
+    free_bytes, place, _ = room()
     if free_bytes < needed_bytes:
         raise AdmissionError(
             f"the run needs {needed_bytes / 1e9:.2f} GB of object store, and {place} has "

@@ -97,8 +97,8 @@ class SupervisorActor:
     def add(self, task: str, added: AddedTask) -> None:
         """Take in a task that was prepared by the caller; it trains when the tier has room.
 
-        Where it needs more room than the run has, or tasks share GPUs, the run's own cluster is
-        made anew with room, and shares, for one more; one of others needs to have the room.
+        Where the tier has a place for it, or tasks share GPUs, the run's own cluster is made anew
+        with room, and shares, for one more; one of others needs to have the room.
 
         Raises:
           ValueError: there is such a task, or it still leaves.
@@ -106,34 +106,23 @@ class SupervisorActor:
         """
         with self._adding:  # so that two do not claim the same room
             with self._lock:
-                needed_bytes = self._needed_with(task, added)
-                has_room = needed_bytes <= promised_bytes(self._run.control)
+                self._check_addable(task)
+                wants_room = self._run.wishes.tier == CUSTOM or self._run.load.wants_more_games
             # The cluster is asked without the lock: it may be slow, and ticks must go on.
-            if not (has_room or self._run.plan.has_own_cluster):
-                claim(needed_bytes)
+            if wants_room and not self._run.plan.has_own_cluster:
+                claim(promised_bytes(self._run.control) + added.store_bytes)
             with self._lock:
-                self._take_in(task, added, needed_bytes, has_room)
+                self._take_in(task, added, wants_room)
 
-    def _needed_with(self, task: str, added: AddedTask) -> int:
-        """Object store for the run's tasks, and one more.
-
-        Raises:
-          ValueError: it cannot be added now.
-        """
-        run = self._run
-        if task in run.reports and task not in run.wishes.removed:
+    def _check_addable(self, task: str) -> None:
+        if task not in self._run.reports:
+            return
+        if task not in self._run.wishes.removed:
             raise ValueError(f"{task} is a task of this run already")
-        if task in run.reports and not run.crew.groups[task].is_empty:
+        if not self._run.crew.groups[task].is_empty:
             raise ValueError(f"{task} still saves and leaves: try again in a few seconds")
-        run.plan.store_bytes[task] = added.store_bytes
-        gone = {name for name in run.wishes.removed if run.crew.groups[name].is_empty}
-        tasks = {*run.reports, task} - (gone - {task})
-        more_at_once = run.plan.most_games + run.load.wants_more_games
-        return run.plan.needed_bytes(
-            tasks, len(tasks) if run.wishes.tier == CUSTOM else more_at_once
-        )
 
-    def _take_in(self, task: str, added: AddedTask, needed_bytes: int, has_room: bool) -> None:
+    def _take_in(self, task: str, added: AddedTask, wants_room: bool) -> None:
         run, plan = self._run, self._run.plan
         plan.config.tasks[task] = added.config
         run.forget_changes(task)
@@ -144,11 +133,11 @@ class SupervisorActor:
         run.wishes.removed.discard(task)
         run.wishes.added[task] = added.settings
         run.wishes.try_again(task)
-        wants_place = run.load.wants_more_games
         run.load.request(run.wishes.tier)
         run.keep_wish("task_added", task, "a person asked for it")
-        promise(run.control, needed_bytes)
-        if plan.has_own_cluster and (wants_place or not has_room or plan.machine.gpus):
+        if wants_room:
+            promise(run.control, added.store_bytes)
+        if plan.has_own_cluster and (wants_room or plan.machine.gpus):
             run.recycle()
 
     def rollback(self, task: str, version: int | None) -> int:

@@ -98,9 +98,11 @@ class TelemetryHub:
             _log.error("metrics not closed: %s", error)
         self._incidents.close()
 
-    def tell_prometheus(self, addresses: list[str]) -> None:
-        """Say where figures can be read from now on."""
+    def tell_prometheus(self, addresses: list[str]) -> bool:
+        """Say where figures can be read from now on; return whether the disk took it."""
         try:
             write_addresses(self._run_dir, addresses)
         except OSError as error:
             _log.error("addresses for Prometheus not written: %s", error)
+            return False
+        return True

@@ -1,4 +1,4 @@
-"""How rollouts are spread over nodes: by cores, and each task's over as many nodes as there are.
+"""How rollouts are spread over nodes: by cores; where that leaves a choice, each task over many.
 
 Invariant: a move makes the busier of two nodes less busy than the other was made by it, so moves
 come to an end.

@@ -22,7 +22,7 @@ from rl_cluster.control import Control
 from rl_cluster.run_directory import is_in_use
 
 pytestmark = pytest.mark.chaos
-INTERRUPTS = count(100, 1)
+INTERRUPTS = count(100, 2)
 ROW = "SIGINT and SIGTERM with resume"
 
 
