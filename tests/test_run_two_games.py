@@ -42,6 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         live.processes("WeightsActor")[0].kill()
         live.wait_for(lambda s: _all(s, lambda t: t["evaluation"] and t["best"]), 240)
         live.wait_for(lambda _: all((run_dir / game / _FILM).exists() for game in GAMES), 60)
+        live.wait_for(lambda s: _all(s, _is_near_its_ratio), 120)  # kills left it behind
         live.code = live.interrupt()
         live.check_nothing_left()
         yield live
@@ -49,6 +50,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def _all(summary: dict[str, Any], condition: Any) -> bool:
     return all(condition(task) for task in summary["tasks"].values())
+
+
+def _is_near_its_ratio(task: dict[str, Any]) -> bool:
+    ratio = task["samples_per_insert"]
+    return abs(ratio["actual"] - ratio["wanted"]) < 0.04 * ratio["wanted"]
 
 
 def _kill_and_wait(live: LiveRun, worker: str) -> None:
