@@ -190,7 +190,8 @@ def test_a_run_on_two_hosts_outlives_one_of_them(user: User) -> None:
         said += user.types(tunnel)
         check_shown(started.shown, said + user.types_until_it_works(submit))
         user.until(trains_on(2), _TRAINS_S, "both games, on both hosts")
-        user.follows(seen)
+        # The log gets a line of each game only every ten seconds.
+        retry(lambda: user.follows(seen))
         on_the_cluster(user, page, up)
     finally:
         os.killpg(forwarded.pid, signal.SIGKILL)
