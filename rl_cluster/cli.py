@@ -280,7 +280,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     try:
         print(write_report(arguments.run, arguments.hourly))
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return _complain(str(error), FAILED)
     return DONE
 

@@ -17,6 +17,7 @@ from rl_cluster.signals import StopFlag
 
 if TYPE_CHECKING:
     from rl_cluster.cluster.sweep import Outcome
+    from rl_cluster.cluster.trial import Measured
     from rl_cluster.config import RunConfig
     from rl_cluster.forecast import Forecast
     from rl_cluster.sweep_plan import SweepPlan
@@ -114,49 +115,55 @@ def forecast(arguments: argparse.Namespace, stop: StopFlag) -> int:
     from rl_cluster.forecast import ForecastError, as_trial
     from rl_cluster.supervision.admission import AdmissionError
 
+    measured: dict[str, Measured] = {}
     try:
         config = load(arguments.config, arguments.overrides)
         tiers = arguments.tiers or [config.load.tier]
         trials = {tier: as_trial(config, tier, arguments.seconds) for tier in tiers}
-        found = _measured(config, trials, arguments, stop)
+        for tier, trial in trials.items():
+            if (found := _measure(trial, arguments, stop)) is None:
+                return INTERRUPTED
+            measured[tier] = found
     except ConfigError as error:
         return complain(str(error), WRONG_USAGE)
     except (AdmissionError, ForecastError, OSError) as error:
         return complain(str(error), FAILED)
-    if found is None:
-        return INTERRUPTED
-    if arguments.json:
-        print(json.dumps(found.to_record()))
-    else:
-        _print_forecast(found)
+    finally:  # one tier took minutes, and is not lost with the next
+        if measured:
+            _show_forecast(_forecast(config, measured, arguments), arguments.json)
     return DONE
 
 
-def _measured(
-    config: RunConfig,
-    trials: Mapping[str, RunConfig],
-    arguments: argparse.Namespace,
-    stop: StopFlag,
-) -> Forecast | None:
-    """The forecast; None where a person did not want to wait for it."""
+def _measure(trial: RunConfig, arguments: argparse.Namespace, stop: StopFlag) -> Measured | None:
+    """How fast one tier is; None where a person did not want to wait for it."""
     from rl_cluster.cli_display import announce, showing
     from rl_cluster.cluster.trial import measure
-    from rl_cluster.forecast import Forecast, assumptions, foretell
-    from rl_cluster.machine import detect
     from rl_cluster.telemetry.display import Display
 
-    machine, hourly, seconds, tiers = detect().words, arguments.hourly, arguments.seconds, []
-    for tier, trial in trials.items():
-        with Display() as display:
-            if arguments.json:
-                rates = measure(trial, seconds, stop, lambda *_: None, lambda _: None)
-            else:
-                rates = measure(trial, seconds, stop, announce, showing(display))
-        if rates is None:
-            return None
-        tiers.append(foretell(config, tier, rates, arguments.env_frames, hourly))
-    notes = assumptions(config, tiers, arguments.env_frames, hourly)
-    return Forecast(machine, seconds, hourly, tiers, notes)
+    with Display() as display:
+        if arguments.json:
+            return measure(trial, arguments.seconds, stop, lambda *_: None, lambda _: None)
+        return measure(trial, arguments.seconds, stop, announce, showing(display))
+
+
+def _forecast(
+    config: RunConfig, measured: Mapping[str, Measured], arguments: argparse.Namespace
+) -> Forecast:
+    from rl_cluster.forecast import Forecast, assumptions, foretell
+    from rl_cluster.machine import detect
+
+    frames, hourly = arguments.env_frames, arguments.hourly
+    tiers = [foretell(config, t, found.rates, frames, hourly) for t, found in measured.items()]
+    changes = [f"{t}: {why}" for t, found in measured.items() for why in found.load_changes]
+    notes = assumptions(config, tiers, frames, hourly, changes)
+    return Forecast(detect().words, arguments.seconds, hourly, tiers, notes)
+
+
+def _show_forecast(found: Forecast, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found.to_record()))
+    else:
+        _print_forecast(found)
 
 
 def _print_forecast(found: Forecast) -> None:

@@ -29,6 +29,9 @@ from rl_cluster.settings import (
 )
 
 _TASK_NAME = re.compile(r"[\w-]+")
+_LABEL = re.compile(r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")
+_LABEL_KEY = re.compile(rf"([a-z0-9.-]+/)?{_LABEL.pattern}")
+_NOT_RESERVED = ("GPU", "object_store_memory", "bundle")
 _TAKEN = ("tensorboard", "wandb", "lock", "control")  # names in a run directory
 
 
@@ -290,6 +293,26 @@ class ClusterConfig(Settings):
     rollout_resources: dict[str, PositiveFloat] = dataclasses.field(default_factory=dict)
     """What each rollout reserves of its node, such as `CPU: 1`; {}: spread evenly over nodes."""
 
+    def check_valid(self) -> None:
+        """Raise ConfigError for what Ray would refuse, or never find, when rollouts start."""
+        if self.address == "local" and (self.rollout_labels or self.rollout_resources):
+            raise ConfigError(
+                "cluster.rollout_labels and rollout_resources choose among nodes, and a cluster of "
+                "the run's own has one: leave them out, or set cluster.address"
+            )
+        for key, value in self.rollout_labels.items():
+            if not (_LABEL_KEY.fullmatch(key) and _LABEL.fullmatch(value)):
+                raise ConfigError(
+                    f"cluster.rollout_labels has {key!r}: {value!r}, which is no label of Ray's: "
+                    "letters, digits, -, _ and . make one, as in `pool: cpu`"
+                )
+        for name, amount in self.rollout_resources.items():
+            if name in _NOT_RESERVED:
+                raise ConfigError(f"cluster.rollout_resources has {name}: rollouts use none of it")
+            if amount < 0.0001:
+                raise ConfigError(f"cluster.rollout_resources.{name}: {amount:g} is below 0.0001, "
+                                  "the least that Ray counts")  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Settings):
@@ -321,6 +344,7 @@ class RunConfig(Settings):
                 rule = f"letters, digits, - and _, and none of {', '.join(_TAKEN)}"
                 raise ConfigError(f"tasks: {name!r} cannot name a task's directory: {rule}")
             _check_task(name, task)
+        self.cluster.check_valid()
         if self.telemetry.wandb_checkpoints and not self.telemetry.wandb:
             raise ConfigError("telemetry.wandb_checkpoints is true, wandb is not: set it, too")
         known = ("custom", "auto", *self.load.tiers)

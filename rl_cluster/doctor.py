@@ -29,6 +29,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rl_cluster.cgroups import memory_limit_bytes, usable_cores
+from rl_cluster.gpus import visible_gpus
+from rl_cluster.sensors import available_memory_bytes
 from rl_cluster.telemetry.formatting import data_size
 
 State = Literal["ok", "warn", "fail"]
@@ -218,10 +220,9 @@ def cores() -> Finding:
 
 def memory() -> Finding:
     """Check host memory and cgroup limits."""
-    host, limit = psutil.virtual_memory(), memory_limit_bytes()
-    free = host.available if limit is None else min(host.available, limit)
+    host, limit, free = psutil.virtual_memory(), memory_limit_bytes(), available_memory_bytes()
     cgroup = "no cgroup limit" if limit is None else f"cgroup limit {data_size(limit)}"
-    found = f"{data_size(host.available)} available of {data_size(host.total)}, {cgroup}"
+    found = f"{data_size(free)} available of {data_size(host.total)}, {cgroup}"
     if free < 2 * GB:
         return Finding("fail", found, "free some: Ray and one game need 2 GB")
     if free < 6 * GB:
@@ -260,10 +261,7 @@ def disk(runs: Path) -> Finding:
 def gpu() -> Finding:
     """Name the GPUs; a machine without any is fine."""
     try:
-        pynvml.nvmlInit()
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        found = ", ".join(_described(handle) for handle in handles)
-        pynvml.nvmlShutdown()
+        found = ", ".join(_described(handle) for handle in visible_gpus())
     except pynvml.NVMLError_LibraryNotFound:
         return Finding("ok", "none")
     except pynvml.NVMLError as error:
@@ -271,7 +269,9 @@ def gpu() -> Finding:
     if found and (_installed_version("torch") or "").endswith("+cpu"):
         advice = "install torch's CUDA build, else the GPU stays idle"
         return Finding("warn", f"{found}; torch is a build without CUDA", advice)
-    return Finding("ok", found or "none")
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    hidden = "" if asked is None else f" (CUDA_VISIBLE_DEVICES={asked!r})"
+    return Finding("ok", f"{found or 'none'}{hidden}")
 
 
 def _described(handle: Any) -> str:

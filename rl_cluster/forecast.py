@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_cluster.config import RunConfig
+from rl_cluster.config import ConfigError, RunConfig
 from rl_cluster.telemetry import writers
 from rl_cluster.telemetry.jsonl import read_lines
 
@@ -86,7 +86,17 @@ def as_trial(config: RunConfig, tier: str, seconds: float) -> RunConfig:
 
     Args:
       seconds: to measure for, once it learns.
+
+    Raises:
+      ConfigError: there is no such tier, or real rovers would hear of it.
     """
+    for name, task in config.tasks.items():
+        if task.is_fleet and task.stream.url is not None:
+            raise ConfigError(
+                f"a trial of {name} would take what its rovers at {task.stream.url} send, and "
+                "drive them with what it learned in a minute: measure with simulated ones, "
+                f"--set tasks.{name}.stream.url=null tasks.{name}.stream.simulated_rovers=3"
+            )
     tasks = {
         name: dataclasses.replace(
             task, checkpoint=dataclasses.replace(task.checkpoint, upload=None)
@@ -196,8 +206,13 @@ def assumptions(
     tiers: Sequence[TierForecast],
     env_frames: float | None,
     hourly: float | None,
+    changes: Sequence[str] = (),
 ) -> list[str]:
-    """What the figures take for granted."""
+    """What the figures take for granted.
+
+    Args:
+      changes: why the load was changed while a tier was measured.
+    """
     notes = []
     if config.max_env_steps is None and env_frames is None:
         notes.append(f"each game trains for {PAPERS_ENV_FRAMES:,} environment frames, as in papers "
@@ -212,6 +227,7 @@ def assumptions(
                      "at the mean rate of the others")  # fmt: skip
     if any(tier.tier == "auto" for tier in tiers):
         notes.append("auto stays at what it begins with")
+    notes += [f"what was given up meanwhile stays given up: {change}" for change in changes]
     if hourly is not None:
         notes.append("a task costs its share of the machine: hours × price / tasks at once")
     return notes

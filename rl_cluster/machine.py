@@ -11,10 +11,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pynvml
 
-from rl_cluster.cgroups import memory_limit_bytes, usable_cores
+from rl_cluster.cgroups import usable_cores
+from rl_cluster.gpus import visible_gpus
+from rl_cluster.sensors import available_memory_bytes
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Machine:
 
     cores: int
     memory_bytes: int
-    """Available, the lowest cgroup limit applied."""
+    """Available, on the host and in each cgroup over us."""
     shared_memory_bytes: int
     """Free in /dev/shm, where Ray keeps its objects."""
     gpus: tuple[str, ...] = ()
@@ -42,12 +43,10 @@ class Machine:
 
 def detect(shared_memory: Path = Path("/dev/shm")) -> Machine:
     """Look at this machine."""
-    available = psutil.virtual_memory().available
-    limit = memory_limit_bytes()
     gpus = _gpus()
     return Machine(
         cores=max(1, int(usable_cores())),
-        memory_bytes=available if limit is None else min(available, limit),
+        memory_bytes=available_memory_bytes(),
         shared_memory_bytes=shutil.disk_usage(shared_memory).free if shared_memory.is_dir() else 0,
         gpus=tuple(name for name, _ in gpus),
         gpu_memory_bytes=min((free for _, free in gpus), default=0),
@@ -59,16 +58,9 @@ def _gpus() -> list[tuple[str, int]]:
     if importlib.metadata.version("torch").endswith("+cpu"):
         return []
     try:
-        pynvml.nvmlInit()
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        found = [
-            (
-                str(pynvml.nvmlDeviceGetName(handle)),
-                int(pynvml.nvmlDeviceGetMemoryInfo(handle).free),
-            )
-            for handle in handles
+        return [
+            (str(pynvml.nvmlDeviceGetName(gpu)), int(pynvml.nvmlDeviceGetMemoryInfo(gpu).free))
+            for gpu in visible_gpus()
         ]
-        pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return []
-    return found

@@ -59,6 +59,8 @@ class StoreRoom(NamedTuple):
     """For people."""
     claimed_bytes: int = 0
     """By other runs."""
+    gpus: int | None = None
+    """That Ray gives out on this host's node; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def _with_store(machine: Machine, store: StoreRoom) -> Machine:
         machine,
         memory_bytes=machine.memory_bytes + min(untaken, store.free_bytes),
         shared_memory_bytes=store.free_bytes,
+        gpus=machine.gpus[: store.gpus],
         store_place=store.place,
     )
 

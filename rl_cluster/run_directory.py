@@ -15,19 +15,21 @@ import os
 import socket
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from rl_cluster.config import RunConfig
-from rl_cluster.config_file import dump
+from rl_cluster.config import ConfigError, RunConfig
+from rl_cluster.config_file import dump, load
 from rl_cluster.control import ProcessId
 from rl_cluster.effective import EffectiveConfig
 from rl_cluster.telemetry.summary import FILE_NAME as SUMMARY
 from rl_cluster.telemetry.summary import (
+    RunState,
     Summary,
     SummaryError,
     read_summary,
+    write_summary,
     write_text_atomically,
 )
 
@@ -146,11 +148,15 @@ class RunDirectory:
         return self._lock.fileno()
 
     def is_other(self, requested: RunConfig) -> bool:
-        """Whether the session before was of another configuration, or there was none."""
+        """Whether the session before was of another configuration, or there was none.
+
+        On another cluster it is the same: one that comes back may have another address.
+        """
         try:
-            return (self.path / "config.yaml").read_text(encoding="utf-8") != dump(requested)
-        except FileNotFoundError:
+            before = load(self.path / "config.yaml")
+        except ConfigError:
             return True
+        return replace(before, cluster=requested.cluster) != requested
 
     def write_configuration(self, requested: RunConfig, effective: EffectiveConfig) -> None:
         """Write config.yaml and effective.yaml."""
@@ -188,6 +194,16 @@ class RunDirectory:
             if isinstance(error, SummaryError):
                 _log.error("passed over: %s", error)
             return None
+
+    def mark_ended(self, state: RunState) -> None:
+        """Let the last summary say how the run ended, where its supervisor could not any more."""
+        summary = self.earlier_summary()
+        if summary is not None and summary["state"] == "running":
+            summary["state"] = state
+            try:
+                write_summary(self.path, summary)
+            except OSError as error:
+                _log.error("its summary does not say that it is over: %s", error)
 
 
 def takes_a_file(directory: Path) -> bool:

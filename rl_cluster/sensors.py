@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pynvml
 
 from rl_cluster.cgroups import cgroup_directories
+from rl_cluster.gpus import visible_gpus
 from rl_cluster.others_cpu import OthersCpu
 from rl_cluster.supervision.pressure import Reading
 
@@ -70,9 +71,17 @@ class Memory(NamedTuple):
 
 def scarcest_memory(root: Path = Path("/")) -> Memory | None:
     """Return that of the host, or of the cgroup over us, that has the least share left."""
+    return min(_memories(root), key=lambda memory: memory.available_share, default=None)
+
+
+def available_memory_bytes(root: Path = Path("/")) -> int:
+    """Return what can still be had: the least of what the host and each cgroup over us have."""
+    return min((memory.available_bytes for memory in _memories(root)), default=0)
+
+
+def _memories(root: Path) -> Iterator[Memory]:
     found = [_host_memory(root), *map(_group_memory, cgroup_directories(root, "memory"))]
-    known = (memory for memory in found if memory is not None)
-    return min(known, key=lambda memory: memory.available_share, default=None)
+    return (memory for memory in found if memory is not None)
 
 
 def memory_available_share(root: Path = Path("/")) -> float | None:
@@ -131,8 +140,7 @@ def _gpu_handles() -> list[pynvml.c_nvmlDevice_t]:
     if importlib.metadata.version("torch").endswith("+cpu"):
         return []
     try:
-        pynvml.nvmlInit()
-        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return visible_gpus()
     except pynvml.NVMLError:
         return []
 

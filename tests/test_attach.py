@@ -17,6 +17,7 @@ from test_run_directory import held_by_another_process
 import rl_cluster
 from rl_cluster.cluster import handle, runtime
 from rl_cluster.config_file import dump, from_mapping
+from rl_cluster.control import Control
 from rl_cluster.run_directory import ClusterAddress, RunDirectory, RunDirectoryError
 from rl_cluster.telemetry.summary import write_summary
 
@@ -62,6 +63,28 @@ def test_a_run_that_is_over_is_not_waited_for(tmp_path: Path) -> None:
     begin(tmp_path)
     with pytest.raises(RunDirectoryError, match="is not running now"):
         rl_cluster.attach(tmp_path, wait_s=10_000)
+
+
+def test_a_run_that_is_over_cannot_be_stopped_and_nobody_who_goes_on_with_it_is(
+    tmp_path: Path,
+) -> None:
+    with held_by_another_process(tmp_path):
+        begin(tmp_path)
+        run = rl_cluster.attach(tmp_path, wait_s=0.5)
+        run.stop()
+        assert Control(tmp_path).requested("stop")
+    Control(tmp_path).clear("stop")
+    with pytest.raises(RunDirectoryError, match="is not running now"):
+        run.stop()
+    assert not Control(tmp_path).requested("stop")
+
+
+def test_a_place_without_a_run_is_said_to_hold_none_and_home_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(RunDirectoryError, match=f"{tmp_path}/runs/typo holds no run"):
+        rl_cluster.attach("~/runs/typo")
 
 
 def test_holding_a_handle_connects_to_nothing(tmp_path: Path) -> None:

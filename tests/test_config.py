@@ -275,6 +275,22 @@ def test_an_unknown_key_names_the_nearest_at_every_level(text: str, path: str, n
     assert f"unknown setting {path!r}: did you mean '{near}" in said
 
 
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        ("{rollout_labels: {pool: cpu}}", "set cluster.address"),
+        ("{rollout_resources: {CPU: 1}}", "set cluster.address"),
+        ("{address: auto, rollout_labels: {pool: a b}}", "'a b', which is no label"),
+        ("{address: auto, rollout_labels: {pool: '!x'}}", "'!x', which is no label"),
+        ("{address: auto, rollout_labels: {po ol: x}}", "'po ol': 'x', which is no label"),
+        ("{address: auto, rollout_resources: {GPU: 1}}", "has GPU: rollouts use none"),
+        ("{address: auto, rollout_resources: {CPU: 1.0e-5}}", "CPU: 1e-05 is below 0.0001"),
+    ],
+)
+def test_what_no_node_could_have_is_refused_before_anything_starts(cluster: str, said: str) -> None:
+    assert said in refusal(f"{{tasks: [Pong], cluster: {cluster}}}")
+
+
 def test_a_key_that_resembles_none_is_told_what_there_is() -> None:
     said = refusal("tasks: {Pong: {checkpoint: {zzz: 1}}}")
     assert "unknown setting 'tasks.Pong.checkpoint.zzz': known here: period_s, keep" in said

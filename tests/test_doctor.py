@@ -17,6 +17,7 @@ from rich.console import Console
 
 from rl_cluster import doctor
 from rl_cluster.cgroups import memory_limit_bytes, usable_cores
+from rl_cluster.sensors import available_memory_bytes
 
 SECRET = "f00dfacef00dface"
 
@@ -161,6 +162,26 @@ def test_cgroup_limits_are_read(
     affinity = float(len(os.sched_getaffinity(0)))
     assert usable_cores(tmp_path) == (affinity if cores is None else cores)
     assert memory_limit_bytes(tmp_path) == limit_bytes
+
+
+@pytest.mark.parametrize(
+    ("host_kib", "used_bytes", "available_bytes"),
+    [(8_000_000, 14_000_000_000, 2_500_000_000), (1_000_000, 14_000_000_000, 1_024_000_000)],
+    ids=["the container has less", "the host has less"],
+)
+def test_what_a_container_has_used_is_not_available(
+    tmp_path: Path, host_kib: int, used_bytes: int, available_bytes: int
+) -> None:
+    group = "sys/fs/cgroup/memory"
+    for name, text in {
+        "proc/meminfo": f"MemTotal: 200000000 kB\nMemAvailable: {host_kib} kB",
+        "proc/self/cgroup": "0::/",
+        f"{group}.max": "16000000000",
+        f"{group}.current": f"{used_bytes}",
+        f"{group}.stat": "anon 13000000000\ninactive_file 500000000",
+    }.items():
+        write(tmp_path / name, text + "\n")
+    assert available_memory_bytes(tmp_path) == available_bytes
 
 
 def test_a_missing_or_unwritable_place_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,22 @@ def test_a_trial_ends_and_nobody_outside_hears_of_it() -> None:
     assert trial.tasks["Pong"].learner == config.tasks["Pong"].learner
     with pytest.raises(ConfigError, match="load.tier is 'huge'"):
         as_trial(config, "huge", 60.0)
+
+
+def test_a_trial_of_real_rovers_is_refused_and_says_how_to_do_without_them() -> None:
+    url = "nats://127.0.0.1:4222"
+    fleet = {"env": {"entry": "envs.rover:make"}, "stream": {"source": "nats", "url": url}}
+    raw = {"tasks": {"field": fleet}}
+    config = from_mapping(raw)
+    with pytest.raises(ConfigError, match=rf"a trial of field .*{url}.*--set tasks.field") as told:
+        as_trial(config, "custom", 60.0)
+    settings = re.findall(r"tasks\.\S+=\S+", str(told.value))
+    as_trial(from_mapping(raw, settings), "custom", 60.0)
+
+
+def test_what_was_given_up_while_it_was_measured_is_said() -> None:
+    notes = assumptions(configured("Pong"), [], None, None, ["heavy: memory is short"])
+    assert "what was given up meanwhile stays given up: heavy: memory is short" in notes
 
 
 @pytest.mark.parametrize(

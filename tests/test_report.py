@@ -202,13 +202,20 @@ def test_goodput_counts_downtime_and_steps_done_again(tmp_path):
     for time_s, wall_s, steps in ((0, 0, 0), (100, 100, 1000), (3500, 100, 800), (3600, 200, 1800)):
         values = figures | {"env_steps": steps, "env_frames": 4 * steps}
         writer.write(NOW_S + time_s, wall_s, "Pong", steps, values)
+        values |= {"env_steps": steps // 3, "env_frames": 4 * (steps // 3)}
+        if steps > 1000:
+            writer.write(NOW_S + time_s, wall_s, "Boxing", steps // 3, values)
     writer.close()
-    tasks = {"Pong": task_summary()}
+    tasks = {"Pong": task_summary(), "Boxing": task_summary()}
     write_summary(tmp_path, run_summary(updated_at=NOW_S + 3600, wall_s=200.0, tasks=tasks))
     html = write_report(tmp_path, hourly=2.0).read_text(encoding="utf-8")
     (section,) = re.findall(r'<section id="goodput">.*?</section>', html, re.DOTALL)
     cells = re.findall(r"<td>(.*?)</td>", section)
-    assert cells == ["Pong", "1,800", "200", "1,800", "900"]
+    assert cells == [
+        "Pong", "1,800", "200", "1,800", "900",
+        "Boxing", "600", "0", "600", "300",
+        "all", "2,400", "200", "2,400", "1,200",
+    ]  # fmt: skip
     assert "1 h 0 min from the first start" in section and "3 min 20 s of it at work" in section
     assert "2.00 in all, at 2 an hour" in section
 

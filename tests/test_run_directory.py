@@ -18,6 +18,7 @@ import yaml
 from small_disk import fill, small_disk
 from telemetry_samples import run_summary
 
+from rl_cluster.cluster.training import Interrupted, watch
 from rl_cluster.config_file import from_mapping, load
 from rl_cluster.control import Control, ProcessId
 from rl_cluster.effective import resolve
@@ -30,6 +31,7 @@ from rl_cluster.run_directory import (
     read_address,
     read_cluster,
 )
+from rl_cluster.signals import StopFlag
 from rl_cluster.telemetry.summary import write_summary
 
 REQUESTED = from_mapping({"tasks": ["Pong"], "seed": 3})
@@ -342,11 +344,38 @@ def test_another_configuration_is_told_from_the_same(tmp_path: Path) -> None:
     directory = RunDirectory(finished_run(tmp_path / "mine"))
     assert not directory.is_other(from_mapping({"tasks": ["Pong"], "seed": 3}))
     assert directory.is_other(from_mapping({"tasks": ["Pong"], "seed": 4}))
+    moved = {"address": "192.0.2.7:6379"}
+    assert not directory.is_other(from_mapping({"tasks": ["Pong"], "seed": 3, "cluster": moved}))
+    (directory.path / "config.yaml").write_text("tasks: [Pong]\nsetting_of_a_later_version: 1\n")
+    assert directory.is_other(REQUESTED)
 
 
 def test_what_is_no_run_cannot_be_reached(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="is not running now"):
         read_address(tmp_path / "nothing")
+
+
+def test_the_last_summary_says_how_a_run_ended_that_could_not_say_so_itself(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.mark_ended("failed")
+    assert directory.earlier_summary() is None
+    write_summary(tmp_path, run_summary(state="running"))
+    directory.mark_ended("failed")
+    assert directory.earlier_summary() == run_summary(state="failed")
+    directory.mark_ended("interrupted")
+    assert directory.earlier_summary() == run_summary(state="failed"), "of the session before"
+
+
+def test_a_run_interrupted_before_it_reported_does_not_end_as_the_session_before(
+    tmp_path: Path,
+) -> None:
+    directory, control = RunDirectory(finished_run(tmp_path)), Control(tmp_path)
+    write_summary(tmp_path, run_summary(state="completed"))
+    control.write("ended", {"state": "interrupted", "reason": None})
+    with pytest.raises(Interrupted):
+        watch(directory, StopFlag(), lambda summary: None)
+    control.write("ended", {"state": "completed", "reason": None})
+    assert watch(directory, StopFlag(), lambda summary: None)["state"] == "completed"
 
 
 def test_a_resumed_run_knows_how_the_last_session_ended(tmp_path: Path) -> None:

@@ -118,3 +118,11 @@ def test_a_forecast_is_measured_by_a_run_that_leaves_nothing(tmp_path: Path) -> 
     assert tier["hours"] == pytest.approx(200_000_000 / game["env_steps_per_s"] / 3600)
     assert tier["cost"] == pytest.approx(2 * tier["hours"])
     assert set(place.glob("rl-cluster-forecast-*")) == before
+
+
+def test_a_tier_that_was_measured_is_told_though_the_next_cannot_be() -> None:
+    too_much = "defaults.replay.capacity_transitions=2000000000"
+    arguments = ["forecast", CATCH, "--seconds", 3, "--tiers", "light", "custom", "--json"]
+    done = command(*arguments, "--set", too_much)
+    assert done.returncode == 1 and "lower replay.capacity_transitions" in done.stderr
+    assert [tier["tier"] for tier in json.loads(done.stdout)["tiers"]] == ["light"]

@@ -19,12 +19,15 @@ from rl_cluster.checkpoint import Checkpoint, CheckpointStore
 from rl_cluster.cluster.telemetry_hub import TelemetryHub
 from rl_cluster.cluster.tracker_guard import TrackerGuard
 from rl_cluster.config import RunConfig
-from rl_cluster.config_file import dump, from_mapping
+from rl_cluster.config_file import from_mapping
 from rl_cluster.control import Control, ProcessId
+from rl_cluster.effective import EffectiveConfig
+from rl_cluster.run_directory import RunDirectory
 from rl_cluster.signals import StopFlag
 from rl_cluster.telemetry import tracker as tracker_module
 from rl_cluster.telemetry.incidents import Incident, IncidentLog, read_incidents
 from rl_cluster.telemetry.tracker import Tracker
+from rl_cluster.telemetry.tracker_process import wandb_environment
 from rl_cluster.telemetry.wandb_runs import check_available, wandb_mode
 from rl_cluster.telemetry.writers import open_writer
 
@@ -48,9 +51,19 @@ def run_dir(tmp_path: Path) -> Path:
 
 def make_run(run_dir: Path, *games: str) -> Path:
     control = Control(run_dir)
-    (run_dir / "config.yaml").write_text(dump(configuration(*games)))
+    directory = RunDirectory(run_dir)
+    config = configuration(*games)
+    directory.write_configuration(config, EffectiveConfig(config, ()))
     control.write("trackers", {game: IDS[game] for game in games})
     return run_dir
+
+
+def add(run_dir: Path, game: str, *others: str) -> None:
+    """What a run's files say once a game was added live."""
+    RunDirectory(run_dir).write_configuration(
+        configuration(*others), EffectiveConfig(configuration(*others, game), ())
+    )
+    Control(run_dir).write("trackers", {each: IDS[each] for each in (*others, game)})
 
 
 def configuration(*games: str) -> RunConfig:
@@ -141,6 +154,18 @@ def test_a_resumed_run_goes_on_under_the_same_id_and_tells_nothing_twice(tmp_pat
     assert [len(found(path, "artifact")) for path in (first, second)] == [1, 1]
 
 
+def test_a_game_that_was_added_live_stands_in_the_configuration_that_wandb_has(
+    tmp_path: Path,
+) -> None:
+    run_dir = make_run(tmp_path / "one", "Pong")
+    add(run_dir, "Breakout", "Pong")
+    follow(run_dir)
+    (path,) = sessions(run_dir, "breakout-id")
+    (run,) = found(path, "run")
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert set(config["tasks"]) == set(IDS)
+
+
 def test_rows_behind_the_newest_step_are_left_out(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "one", "Pong")
     write_rows(run_dir, 400, 200, 600)
@@ -224,9 +249,12 @@ def wandb_processes(tracker: psutil.Process) -> list[psutil.Process]:
 
 
 def test_the_supervisor_starts_a_tracker_replaces_a_dead_one_and_passes_on_what_it_says(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = make_run(tmp_path / "one", "Pong")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    Control(run_dir).write("session", {"wandb": wandb_environment()})
+    monkeypatch.setenv("WANDB_MODE", "disabled")  # of a cluster of others, say
     control, hub = Control(run_dir), TelemetryHub("one", run_dir, configuration("Pong"))
     guard = TrackerGuard(run_dir, control, hub, wanted=True)
     control.beat("supervisor")

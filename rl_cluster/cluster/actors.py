@@ -8,7 +8,8 @@ back-off and brings it back empty: the supervisor replaces it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -19,6 +20,10 @@ from ray.exceptions import ActorUnavailableError
 Actor = ActorHandle[Any]
 Ref = ObjectRef[Any]
 _ASK_AGAIN_S = 0.2
+
+
+class NameTaken(RuntimeError):
+    """An actor of that name has not gone yet."""
 
 
 def spawn(
@@ -43,7 +48,8 @@ def spawn(
         already is taken. For actors whose state is elsewhere.
 
     Raises:
-      ValueError: the name is taken.
+      NameTaken: one of that name is still there.
+      ValueError: options that Ray does not take.
     """
     options: dict[str, Any] = {
         "name": name,
@@ -57,8 +63,24 @@ def spawn(
     if max_concurrency is not None:
         options["max_concurrency"] = max_concurrency
     remote: Any = ray.remote(cls)
-    actor: Actor = remote.options(**options).remote(*arguments)
+    try:
+        actor: Actor = remote.options(**options).remote(*arguments)
+    except ValueError as error:
+        if "already taken" in str(error):
+            raise NameTaken(name) from error
+        raise
     return actor
+
+
+def end_named(names: Iterable[str]) -> None:
+    """Kill actors of this process's namespace for good, in the order given.
+
+    Raises:
+      RayError: the control store does not answer.
+    """
+    for name in names:
+        with suppress(ValueError):  # it has gone by itself
+            ray.kill(ray.get_actor(name))
 
 
 def is_here(ref: Ref) -> bool:

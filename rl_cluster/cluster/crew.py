@@ -15,7 +15,7 @@ import numpy as np
 from ray.exceptions import RayError
 
 from rl_cluster.cluster import names
-from rl_cluster.cluster.actors import Actor, Ref, cause_of, not_here, read, spawn
+from rl_cluster.cluster.actors import Actor, NameTaken, Ref, cause_of, not_here, read, spawn
 from rl_cluster.cluster.messages import StopReport
 from rl_cluster.cluster.placement import Places, at_home
 from rl_cluster.cluster.task_group import TaskGroup
@@ -183,10 +183,10 @@ class Crew:
     def _start(self, worker: Worker, now_s: float, wall_s: float) -> None:
         try:
             self.groups[worker.task].start(worker, now_s, wall_s)
-        except ValueError:
+        except NameTaken:
             # The one before has still to give up its name: the next tick tries again.
             return
-        except (RayError, FenceHeld, FenceDamaged) as error:
+        except (RayError, ValueError, FenceHeld, FenceDamaged) as error:
             worker.fail(now_s, cause_of(error))
         except OSError as error:  # a full disk is no fault of the worker: the next tick tries again
             _log.error("%s not started: %s", worker.name, error)

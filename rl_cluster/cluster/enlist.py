@@ -7,7 +7,6 @@ changes nothing; where it cannot be made, the reason is left in RUN/control/enli
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from ray.util import list_named_actors
 
 from rl_cluster.checkpoint import CheckpointError
 from rl_cluster.cluster import names, runtime, shared_store
-from rl_cluster.cluster.actors import Actor, cause_of, read
+from rl_cluster.cluster.actors import Actor, cause_of, end_named, read
 from rl_cluster.cluster.placement import at_home, home_resource
 from rl_cluster.cluster.run_plan import RunPlan, plan_of
 from rl_cluster.cluster.supervisor_actor import SupervisorActor
@@ -62,10 +61,7 @@ def dismiss(run_dir: Path) -> int:
             return 0
         runtime.join(cluster)
         # The supervisor first: it would replace the others.
-        found = sorted(list_named_actors(), key=lambda name: name != names.SUPERVISOR)
-        for name in found:
-            with contextlib.suppress(ValueError):  # it has gone by itself
-                ray.kill(ray.get_actor(name))
+        end_named(sorted(list_named_actors(), key=lambda name: name != names.SUPERVISOR))
     except (ConnectionError, RayError) as error:
         print(f"not dismissed: {cause_of(error)}", file=sys.stderr)
         return 1

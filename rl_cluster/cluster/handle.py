@@ -25,12 +25,13 @@ from rl_cluster.config_file import load
 from rl_cluster.control import Control
 from rl_cluster.levers import LIVE
 from rl_cluster.notebook.names import Names, tree_of_names
-from rl_cluster.notebook.recorded import RecordedRun
+from rl_cluster.notebook.recorded import NO_RUN, RecordedRun
 from rl_cluster.run_directory import (
     ClusterAddress,
     RunDirectoryError,
     has_reported,
     is_in_use,
+    not_running,
     read_address,
 )
 from rl_cluster.supervision.tiers import AUTO, CUSTOM
@@ -134,7 +135,11 @@ class RunHandle(RecordedRun):
 
     def stop(self) -> None:
         """Ask the run to save everything and end; it has when `summary.json` says so."""
-        Control(self._run_dir).request("stop")
+        if not is_in_use(self._run_dir):
+            raise not_running(self._run_dir)  # the request would end whoever goes on with it
+        control = Control(self._run_dir)
+        control.clear("leave")
+        control.request("stop")
 
     def widget(self) -> ipywidgets.VBox:
         """A panel for Jupyter: live state, tier, pause and resume, live settings, games, stop.
@@ -164,19 +169,23 @@ def attach(run_dir: str | Path, wait_s: float = 0.0) -> RunHandle:
 
     Args:
       run_dir: the run's.
-      wait_s: longest to wait for a run to begin, to start, and to write its first summary.
+      wait_s: longest to wait for a run to begin, to start, and to write its first summary; one that
+        has ended is not waited for.
 
     Raises:
       RunDirectoryError: it is not running, is still starting, or this is no run.
     """
-    path, deadline_s = Path(run_dir).absolute(), time.monotonic() + wait_s
+    path, deadline_s = Path(run_dir).expanduser().absolute(), time.monotonic() + wait_s
     while True:
         over = time.monotonic() > deadline_s
         try:
             read_address(path)
         except RunDirectoryError:
-            has_begun = (path / "config.yaml").exists()  # a job may take its time
-            if over or (has_begun and not is_in_use(path)):
+            # A job may take its time to begin.
+            has_begun, is_held = (path / "config.yaml").exists(), is_in_use(path)
+            if over and not (has_begun or is_held):
+                raise RunDirectoryError(f"{path} {NO_RUN}") from None
+            if over or (has_begun and not is_held):
                 raise
         else:
             if over or has_reported(path):

@@ -46,6 +46,7 @@ _SHOT_LATELY_S = 60.0
 _MAX_VAIN_RESTARTS = 5
 """Restarts of the cluster in a row after none of which the supervisor came back."""
 _LONGEST_BACKOFF_S = 30.0
+_DISMISSAL_S = 60.0
 _RECYCLING_S = (20.0, 600.0, 1800.0)
 """Between clusters that the supervisor asks for: first gap, longest gap, and calm."""
 _ENLIST = (sys.executable, "-m", "rl_cluster.cluster.enlist")
@@ -89,6 +90,7 @@ class Keeper:
         left = self._leave_cluster()
         if left:
             _log.error("processes that do not die: %s", left)
+        self._directory.mark_ended(state)
         self._directory.release()
         return {"completed": 0, "interrupted": 130}.get(state, RUN_FAILED)
 
@@ -226,12 +228,23 @@ class Keeper:
         Returns:
           Processes on this host that do not die.
         """
+        if self._starter is not None:  # else it might enlist another behind us
+            self._starter.kill()
+            self._starter.wait()
         cluster = self._cluster
         if cluster is not None and not cluster.daemons:
-            subprocess.run([*_ENLIST, str(self._directory.path), "--dismiss"], check=False)
+            self._dismiss()
         self._unannounced = None
         self._directory.forget_address()
         return runtime.end_processes(self._directory.path, cluster)
+
+    def _dismiss(self) -> None:
+        """End the run's actors; where nobody answers, a supervisor that comes back does it."""
+        dismissal = [*_ENLIST, str(self._directory.path), "--dismiss"]
+        try:
+            subprocess.run(dismissal, check=False, timeout=_DISMISSAL_S)
+        except subprocess.TimeoutExpired:
+            _log.error("the cluster does not answer: the run's actors there are not ended")
 
     def _lost_because(self, now_s: float) -> str | None:
         """Why the cluster has to be made anew; None while it lives."""

@@ -91,7 +91,8 @@ class Places:
 
     def _by_ray(self) -> dict[str, Any]:
         wanted = dict(self._wanted)
-        return {
+        memory = {"memory": int(wanted.pop("memory"))} if "memory" in wanted else {}
+        return memory | {
             "scheduling_strategy": "SPREAD",
             "num_cpus": wanted.pop("CPU", 0),
             "resources": wanted,

@@ -63,6 +63,7 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> Clu
         setattr(Node, "start_api_server", lambda self, **_: None)  # noqa: B010
     enable_token_auth_by_default()
     ensure_token_if_auth_enabled({}, create_token_if_missing=True)
+    _hide_token()
     usage_lib.set_usage_stats_enabled_via_env_var(False)
     os.environ |= _WORKER_ENVIRONMENT
     node = Node(
@@ -79,6 +80,15 @@ def start(config: ClusterConfig, namespace: str, object_store_bytes: int) -> Clu
     )
     daemons = [ProcessId.of(node.all_processes[name][0].process.pid) for name in DAEMONS]
     return ClusterAddress(node.address, namespace, tuple(daemons))
+
+
+def _hide_token() -> None:
+    """Ray lets the umask decide who may read the token, and whoever can runs code as us."""
+    token = Path.home() / ".ray" / "auth_token"
+    try:
+        token.chmod(0o600)
+    except FileNotFoundError:  # a variable of Ray's names another
+        return
 
 
 def has_room() -> bool:

@@ -25,13 +25,13 @@ _ANSWER_S = 10.0
 
 def store_bytes() -> int:
     """All of the node's store."""
-    here = home_resource()
-    stores = [
-        int(node.resources.get("object_store_memory", 0))
-        for node in live_nodes(_ANSWER_S)
-        if here in node.resources
-    ]
-    return max(stores, default=0)
+    return int(_most_here("object_store_memory"))
+
+
+def _most_here(resource: str) -> float:
+    """What Ray has of it on this host's node; on the one with most, where there are several."""
+    here, nodes = home_resource(), live_nodes(_ANSWER_S)
+    return max((n.resources.get(resource, 0) for n in nodes if here in n.resources), default=0)
 
 
 def room() -> StoreRoom:
@@ -41,7 +41,8 @@ def room() -> StoreRoom:
     others = [run for run, claimed in claims.items() if claimed]
     beside = f", shared with {', '.join(others)}" if others else ""
     place = f"the store of the cluster's node here ({all_bytes / 1e9:.2f} GB{beside})"
-    return StoreRoom(max(0, all_bytes - claimed_bytes), place, claimed_bytes)
+    free_bytes = max(0, all_bytes - claimed_bytes)
+    return StoreRoom(free_bytes, place, claimed_bytes, int(_most_here("GPU")))
 
 
 def claim(needed_bytes: int) -> None:
@@ -52,7 +53,7 @@ def claim(needed_bytes: int) -> None:
     Raises:
       AdmissionError: names the sizes.
     """
-    free_bytes, place, _ = room()
+    free_bytes, place, *_ = room()
     if free_bytes < needed_bytes:
         raise AdmissionError(
             f"the run needs {needed_bytes / 1e9:.2f} GB of object store, and {place} has "

@@ -14,8 +14,11 @@ import threading
 import time
 from typing import Any
 
+from ray.exceptions import RayError
+from ray.util import list_named_actors
+
 from rl_cluster.cluster import names
-from rl_cluster.cluster.actors import Ref, read
+from rl_cluster.cluster.actors import Ref, cause_of, end_named, read
 from rl_cluster.cluster.oversight import TICK_S, Oversight
 from rl_cluster.cluster.reporting import TaskReport
 from rl_cluster.cluster.run_plan import RunPlan
@@ -28,7 +31,7 @@ from rl_cluster.telemetry.summary import RunState, Summary
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.2
-_SAVE_TIMEOUT_S = 60.0
+_SAVE_TIMEOUT_S = 50.0  # a handle waits for a minute
 
 
 class SupervisorActor:
@@ -129,7 +132,8 @@ class SupervisorActor:
         plan.specs[task] = added.spec
         plan.tracker_ids[task] = added.tracker_id
         group = run.crew.groups[task] = run.group(task)
-        run.reports[task] = TaskReport(group, None)
+        before = run.reports.get(task)  # its files are still there, and it goes on with them
+        run.reports[task] = TaskReport(group, before.summary() if before else None)
         run.wishes.removed.discard(task)
         run.wishes.added[task] = added.settings
         run.wishes.try_again(task)
@@ -155,24 +159,34 @@ class SupervisorActor:
         return sent
 
     def checkpoint(self, task: str | None) -> dict[str, str | None]:
-        """Save a task now, or every one that is at work; task to its checkpoint's path."""
+        """Save a task now, or every one; task to its checkpoint's path, None where it failed."""
+        deadline_s = time.monotonic() + _SAVE_TIMEOUT_S
         actors = {t: self._run.crew.groups[t].learner.actor for t in self._run.chosen(task)}
-        calls: dict[str, Ref] = {
-            t: actor.checkpoint.remote() for t, actor in actors.items() if actor is not None
-        }
-        return {t: read(ref, _SAVE_TIMEOUT_S) for t, ref in calls.items()}
+        calls = {t: None if a is None else a.checkpoint.remote() for t, a in actors.items()}
+        return {t: _path(ref, deadline_s - time.monotonic()) for t, ref in calls.items()}
 
     def _run_for_ever(self) -> None:
         try:
-            state, reason = self._supervise()
-            self._run.finish(state, reason)
+            end = self._supervise()
+            if end is None:
+                _log.warning("the run is over, and nobody keeps it: it leaves the cluster")
+                # Itself last: nobody else is left to end the others.
+                end_named(sorted(list_named_actors(), key=lambda name: name == names.SUPERVISOR))
+            else:
+                self._run.finish(*end)
         except Exception:  # noqa: BLE001 - process boundary: Ray makes another from what is on disk
             _log.exception("the supervisor failed")
             os._exit(1)
 
-    def _supervise(self) -> tuple[RunState, str | None]:
+    def _supervise(self) -> tuple[RunState, str | None] | None:
+        """Look after the run until its end; None: that was said before, and Ray brought us back.
+
+        A keeper ends a run where its cluster does not answer, too, and that one may come back.
+        """
         due_s = 0.0
         while True:
+            if self._run.control.read("ended") is not None:
+                return None
             if self._run.control.requested("stop"):
                 return "interrupted", None
             if time.monotonic() >= due_s:
@@ -182,3 +196,15 @@ class SupervisorActor:
                     if (state := self._run.natural_end()) is not None:
                         return state, None
             time.sleep(_LOOK_S)
+
+
+def _path(ref: Ref | None, timeout_s: float) -> str | None:
+    """Where a learner's checkpoint is; None where there is none, or it has not saved in time."""
+    if ref is None:
+        return None
+    try:
+        path: str | None = read(ref, max(0.0, timeout_s))
+    except RayError as error:
+        _log.warning("no checkpoint: %s", cause_of(error))
+        return None
+    return path

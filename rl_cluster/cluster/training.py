@@ -21,6 +21,7 @@ from rl_cluster.preparation import PreparedRun, prepare, with_added
 from rl_cluster.run_directory import RunDirectory, is_in_use, not_running
 from rl_cluster.signals import StopFlag
 from rl_cluster.telemetry.summary import Summary, read_summary
+from rl_cluster.telemetry.tracker_process import wandb_environment
 
 _LOOK_S = 0.3
 _HEIR_S = 20.0
@@ -72,6 +73,7 @@ def start(requested: RunConfig, prepared: PreparedRun, directory: RunDirectory) 
             "id": uuid.uuid4().hex,
             "wall_before_s": earlier["wall_s"] if earlier else 0.0,
             "object_store_bytes": prepared.store_capacity_bytes,
+            "wandb": wandb_environment(),
         },
     )
     directory.forget_address()
@@ -118,7 +120,7 @@ def _last_summary(directory: RunDirectory, control: Control) -> Summary:
         summary = read_summary(directory.path)
     except FileNotFoundError:
         raise Interrupted from None
-    if summary["state"] == "running":  # it was ended before it could say so
+    if ended["state"] == "interrupted" != summary["state"]:  # it tells of the session before
         raise Interrupted
     return summary
 
@@ -143,4 +145,5 @@ def stop_run(run_dir: Path) -> None:
             runtime.end_processes(run_dir.absolute())
     if control.read("ended") is None:  # whoever keeps runs at the next boot must know
         control.keep("ended", {"state": "interrupted", "reason": "it was ended as it was"})
+        RunDirectory(run_dir).mark_ended("interrupted")
     control.clear("stop")

@@ -6,7 +6,8 @@ Invariant: it is a real run, in a directory of its own that is gone when it is o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rl_cluster.cluster import training
@@ -16,7 +17,17 @@ from rl_cluster.forecast import ForecastError, Rate, read_rates
 from rl_cluster.preparation import PreparedRun, prepare
 from rl_cluster.run_directory import RunDirectory
 from rl_cluster.signals import StopFlag
+from rl_cluster.telemetry.incidents import read_incidents
 from rl_cluster.telemetry.summary import Summary, failures_of
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a trial has shown."""
+
+    rates: Mapping[str, Rate]
+    load_changes: Sequence[str]
+    """Why the run did less, or more, than it began with; empty: it did not."""
 
 
 def measure(
@@ -25,7 +36,7 @@ def measure(
     stop: StopFlag,
     announce: Callable[[PreparedRun, Path], None],
     show: Callable[[Summary], None],
-) -> dict[str, Rate] | None:
+) -> Measured | None:
     """Train, and return how fast each task did; None where `stop` was set first.
 
     Args:
@@ -52,7 +63,12 @@ def measure(
             pass  # told apart below: by whom
         except training.RunFailed as error:
             raise ForecastError(f"the run that was to be measured failed: {error}") from error
-        return None if stop else read_rates(directory.path, look.learning_since_s, look.failures)
+        if stop:
+            return None
+        rates = read_rates(directory.path, look.learning_since_s, look.failures)
+        incidents = read_incidents(directory.path)
+        changes = [each.cause for each in incidents if each.kind == "load_changed"]
+        return Measured(rates, changes)
 
 
 class _Look:

@@ -5,9 +5,11 @@ Invariant: one row a line, in the file's order; a figure that is not known is Na
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import asdict, fields
+from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rl_cluster.notebook.extra import needs
 from rl_cluster.telemetry import writers
@@ -30,16 +32,17 @@ def metrics_frame(run_dir: Path, task: str | None) -> pandas.DataFrame:
     """
     with needs("notebook"):
         import pandas
-    columns = list(dict.fromkeys((*_FIRST, *METRICS)))
-    rows = (
-        row
-        for row in read_lines(run_dir / writers.FILE_NAME)
-        if task is None or row.get("task") == task
-    )
-    frame = pandas.DataFrame(rows, columns=columns)
-    figures = [column for column in columns if column not in ("time", "task")]
-    frame[figures] = frame[figures].astype(float)
-    frame["time"] = pandas.to_datetime(frame["time"].astype(float), unit="s", utc=True)
+    # Weeks of rows as objects would take gigabytes of the machine that the run is on.
+    names = dict.fromkeys((*_FIRST, *METRICS))
+    columns: dict[str, Any] = {name: array("d") for name in names} | {"task": []}
+    for row in read_lines(run_dir / writers.FILE_NAME):
+        if task is None or row.get("task") == task:
+            for name, column in columns.items():
+                value = row.get(name)
+                column.append(value if name == "task" else nan if value is None else float(value))
+    frame = pandas.DataFrame(columns)
+    frame["task"] = frame["task"].astype(object)
+    frame["time"] = pandas.to_datetime(frame["time"], unit="s", utc=True)
     return frame
 
 

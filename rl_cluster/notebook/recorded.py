@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rl_cluster.notebook.curves import Curves
     from rl_cluster.notebook.pictures import Blocks, Videos
 
+NO_RUN = "holds no run: there is no config.yaml in it"
 CURVES = ("return_mean", "evaluation_mean_return", "loss", "env_frames_per_s")
 
 
@@ -117,7 +118,7 @@ def open_run(run_dir: str | Path) -> RecordedRun:
     Raises:
       FileNotFoundError: there is no run.
     """
-    path = Path(run_dir).absolute()
+    path = Path(run_dir).expanduser().absolute()
     if not (path / "config.yaml").is_file():
-        raise FileNotFoundError(f"{run_dir} holds no run: there is no config.yaml in it")
+        raise FileNotFoundError(f"{path} {NO_RUN}")
     return RecordedRun(path)

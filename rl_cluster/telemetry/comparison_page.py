@@ -176,7 +176,7 @@ def _charts(comparison: Comparison, names: Sequence[str]) -> list[Chart]:
             explanation,
             "env steps",
             [
-                _line(curve, names.index(curve.group) % SERIES)
+                _line(curve, names.index(curve.group))
                 for curve in comparison.curves
                 if curve.task == task
             ],
@@ -186,14 +186,15 @@ def _charts(comparison: Comparison, names: Sequence[str]) -> list[Chart]:
     ]
 
 
-def _line(curve: LearningCurve, series: int) -> Line:
+def _line(curve: LearningCurve, group: int) -> Line:
     band = (
         ()
         if curve.low is None or curve.high is None
         else tuple(zip(curve.env_steps, curve.low, curve.high, strict=True))
     )
     points = list(zip(curve.env_steps, curve.mean_return, strict=True))
-    return Line(curve.group, points, series, band=band)
+    # Colours come again from the seventh group on: its line is dashed.
+    return Line(curve.group, points, group % SERIES, dashed=group // SERIES % 2 == 1, band=band)
 
 
 def _curve_rows(curve: LearningCurve) -> list[dict[str, Any]]:

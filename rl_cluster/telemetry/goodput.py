@@ -6,7 +6,7 @@ included, and steps that were lost with a crash and done again count once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 _HOUR_S = 3600.0
@@ -51,6 +51,9 @@ class Goodput:
     """Of those, at work: the sum of its sessions."""
     cost: float | None
     tasks: Mapping[str, TaskGoodput]
+    """Each beside the time, and the cost, of the whole run."""
+    whole: TaskGoodput
+    """Of all tasks together."""
 
 
 def goodput(
@@ -72,13 +75,14 @@ def goodput(
     length_s = span_s[1] - span_s[0]
     hours = length_s / _HOUR_S
     cost = None if hourly is None else hours * hourly
-    tasks = {
-        name: TaskGoodput(
-            count.useful,
-            count.repeated,
-            count.useful / hours,
-            None if cost is None else count.useful / cost,
+
+    def came(counts: Iterable[StepCount]) -> TaskGoodput:
+        kept = list(counts)
+        useful = sum(count.useful for count in kept)
+        repeated = sum(count.repeated for count in kept)
+        return TaskGoodput(
+            useful, repeated, useful / hours, None if cost is None else useful / cost
         )
-        for name, count in steps.items()
-    }
-    return Goodput(length_s, work_s, cost, tasks)
+
+    tasks = {name: came([count]) for name, count in steps.items()}
+    return Goodput(length_s, work_s, cost, tasks, came(steps.values()))

@@ -155,21 +155,22 @@ def _goodput(files: RunFiles, hourly: float | None) -> str:
     if found is None or not found.tasks:
         return '<p class="empty">nothing is known yet</p>'
     heads = ("game", "useful env steps", "done again", "per hour", "per unit of money")
+    named = [(escape(name), task) for name, task in found.tasks.items()]
     rows = (
         (
-            escape(name),
+            name,
             count(task.useful),
             count(task.repeated),
             count(task.per_hour),
             count(task.per_cost),
         )
-        for name, task in found.tasks.items()
+        for name, task in [*named, ("all", found.whole)]
     )
     cost = "" if found.cost is None else f"; {found.cost:,.2f} in all, at {hourly:g} an hour"
     return (
         f"<p>{duration(found.span_s)} from the first start to the last sign of life, pauses and "
-        f"downtime included; {duration(found.work_s)} of it at work{cost}.</p>"
-        + table(heads, rows, numeric=True)
+        f"downtime included; {duration(found.work_s)} of it at work{cost}. Every row is against "
+        "the whole of that time and money.</p>" + table(heads, rows, numeric=True)
     )
 
 

@@ -15,8 +15,10 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from rl_cluster.config import ConfigError, RunConfig
 from rl_cluster.config_file import load, to_mapping
 from rl_cluster.control import Control, PulseReader
+from rl_cluster.effective import read_effective
 from rl_cluster.signals import StopFlag
 from rl_cluster.supervision.spacing import Spacing
 from rl_cluster.telemetry import incidents, writers
@@ -53,9 +55,8 @@ class Tracker:
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir, self._control = run_dir, Control(run_dir)
-        config = load(run_dir / "config.yaml")
-        self._sends_checkpoints = config.telemetry.wandb_checkpoints
-        self._runs = WandbRuns(run_dir, to_mapping(config))
+        self._sends_checkpoints = load(run_dir / "config.yaml").telemetry.wandb_checkpoints
+        self._runs = WandbRuns(run_dir)
         self._told = Told(**(self._control.read("tracker_told") or {}))
         self._retry, self._is_in_trouble = Spacing(*_RETRY_S), False
         self._supervisor = PulseReader(self._control, "supervisor", time.monotonic())
@@ -107,7 +108,7 @@ class Tracker:
         except ConnectionError:  # no retry here gets it back: an heir starts another
             raise
         except (WandbError, OSError) as error:
-            self._retry.done(now_s)
+            self._retry.done(time.monotonic())  # the attempt itself may have taken long
             if not self._is_in_trouble:
                 self._say("tracker_unreachable", str(error), "training goes on; tried again")
             self._is_in_trouble = True
@@ -140,7 +141,7 @@ class Tracker:
 
     def _open(self, task: str, run_id: str) -> None:
         try:
-            self._runs.open(task, run_id)
+            self._runs.open(task, run_id, to_mapping(_what_runs(self._run_dir)))
         except WandbError:
             self._runs.close()  # W&B's process takes the id for one in use until it ends
             raise
@@ -171,6 +172,15 @@ class Tracker:
         _log.info("%s", said)
         with suppress(OSError):
             self._control.write("tracker_said", said)
+
+
+def _what_runs(run_dir: Path) -> RunConfig:
+    """Tasks that were added live included; what was asked for, where nothing says."""
+    try:
+        return read_effective(run_dir)
+    except ConfigError as error:
+        _log.warning("%s", error)
+        return load(run_dir / "config.yaml")
 
 
 @contextmanager

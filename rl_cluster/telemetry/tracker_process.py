@@ -21,12 +21,23 @@ from rl_cluster.signals import StopFlag
 
 _log = logging.getLogger(__name__)
 ROLE = "tracker"
+_TRAVEL = ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_ENTITY")
+
+
+def wandb_environment() -> dict[str, str]:
+    """What a person's environment says of where figures go; no secret is among it."""
+    return {name: os.environ[name] for name in _TRAVEL if name in os.environ}
 
 
 def launch(run_dir: Path) -> None:
-    """Start a tracker that is nobody's child."""
+    """Start a tracker that is nobody's child, in what `wandb_environment` was for the session.
+
+    A cluster of others, or a boot, has another environment.
+    """
+    session = Control(run_dir).read("session") or {}
     command = [sys.executable, "-m", "rl_cluster.telemetry.tracker_process", str(run_dir)]
-    launch_orphan(command, run_dir / "tracker.log")
+    environment = {**os.environ, **session.get("wandb", {})}
+    launch_orphan(command, run_dir / "tracker.log", environment)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ PROJECT = "rl-cluster"
 _MODES = ("online", "offline", "disabled")
 _WALL_TAG = metric_named("wall_s").tag
 _ALERT_GAP_S = 600.0
+_OPEN_S = 20.0  # less than a run that ends gives the tracker
 _FLUSH_S = 1.0  # what W&B's process has not written is lost when it is killed
 _LEVELS = {
     "task_parked": "ERROR",
@@ -42,6 +43,8 @@ _LEVELS = {
     "worker_recovered": "INFO",
     "stream_again": "INFO",
     "checkpoint_resumed": "INFO",
+    "journal_resumed": "INFO",
+    "restored": "INFO",
     "batches_finite": "INFO",
     "tracker_again": "INFO",
 }
@@ -60,8 +63,8 @@ class WandbRuns:
     metrics.jsonl alone tells.
     """
 
-    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
-        self._library, self._run_dir, self._config = extra("wandb", "wandb"), run_dir, config
+    def __init__(self, run_dir: Path) -> None:
+        self._library, self._run_dir = extra("wandb", "wandb"), run_dir
         self._runs: dict[str, Any] = {}
         self._run_values: dict[str, float] = {}
         self._films: dict[str, dict[str, Any]] = {}
@@ -71,14 +74,21 @@ class WandbRuns:
         """Whether the task's W&B run is open."""
         return task in self._runs
 
-    def open(self, task: str, run_id: str) -> None:
+    def open(self, task: str, run_id: str, config: Mapping[str, Any]) -> None:
         """Open a task's W&B run, or go on in the one of that id.
+
+        Args:
+          task: of the run.
+          run_id: W&B's.
+          config: what the run trains with.
 
         Raises:
           WandbError: it is refused, or cannot be reached.
           ValueError: WANDB_MODE holds what it cannot.
         """
+        patience = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": _OPEN_S}
         settings = self._library.Settings(
+            **patience,
             silent=True,
             console="off",
             x_disable_stats=True,
@@ -94,7 +104,7 @@ class WandbRuns:
                 reinit="create_new",
                 mode=wandb_mode(),
                 dir=str(self._run_dir),
-                config=dict(self._config),
+                config=dict(config),
                 settings=settings,
             )
 

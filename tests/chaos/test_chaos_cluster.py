@@ -31,6 +31,7 @@ from chaos.support import (
     stale_writes,
 )
 from rl_cluster.replay.journal_segments import RefusedRecord, list_segments, newest_first
+from rl_cluster.telemetry.summary import read_summary
 
 pytestmark = pytest.mark.chaos
 
@@ -161,6 +162,26 @@ def test_a_control_store_with_a_store_comes_back_and_nobody_restarts(tmp_path: P
     record_spread(row, "updates saved while it was away", updates_away, "updates")
     record_figure(row, "workers restarted", 0, "workers")
     record_figure(row, "most work lost", lost_s, "s")
+
+
+@only_in_full("a cluster with RocksDB")
+@pytest.mark.timeout(600)
+def test_a_run_that_was_stopped_while_its_cluster_was_away_does_not_come_back_with_it(
+    tmp_path: Path,
+) -> None:
+    with RayCluster(1, keeps_state=True) as cluster, run_on(cluster, tmp_path) as run:
+        gcs = cluster.gcs()
+        signal_all([gcs], signal.SIGSTOP)
+        stopped = command("stop", run.run_dir)
+        assert stopped.returncode == 0, stopped.stderr
+        summary, saved = read_summary(run.run_dir), newest_save(run)
+        assert summary["state"] == "interrupted"
+        signal_all([gcs], signal.SIGCONT)
+        time.sleep(2 * BESIDE_S)
+        run.until(lambda: not any(map(run.role, ROLES)), 60, "the end of all that came back")
+        time.sleep(BESIDE_S)
+        assert not any(map(run.role, ROLES)), run.story()
+        assert (read_summary(run.run_dir), newest_save(run)) == (summary, saved)
 
 
 @only_in_full("a minute frozen")

@@ -1,0 +1,48 @@
+"""The GPUs that this process may use, as NVIDIA's driver has them.
+
+Invariant: what CUDA_VISIBLE_DEVICES hides from CUDA and from Ray is not there for us either.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import pynvml
+
+
+def visible_gpus() -> list[pynvml.c_nvmlDevice_t]:
+    """Return the driver's handles, which stay good; it is left open for them.
+
+    Raises:
+      NVMLError: there is no driver, or it does not work.
+    """
+    pynvml.nvmlInit()
+    every = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is None:
+        return every
+    if asked.startswith("MIG-"):
+        return [pynvml.nvmlDeviceGetHandleByUUID(name.strip()) for name in asked.split(",")]
+    return [every[i] for i in chosen(asked, [pynvml.nvmlDeviceGetUUID(gpu) for gpu in every])]
+
+
+def chosen(asked: str, uuids: Sequence[str]) -> list[int]:
+    """Return which GPUs CUDA_VISIBLE_DEVICES names, by number or by how their UUID begins.
+
+    As CUDA reads it: the first name that there is not ends the list.
+
+    Args:
+      asked: such as `0,2` or `GPU-8a2f`; empty: none.
+      uuids: of all GPUs.
+    """
+    found: list[int] = []
+    for name in map(str.strip, asked.split(",")):
+        numbers = [int(name)] if name.isdecimal() else []
+        by_uuid = [i for i, uuid in enumerate(uuids) if name and uuid.startswith(name)]
+        match [i for i in (*numbers, *by_uuid) if i < len(uuids)]:
+            case [one] if one not in found:
+                found.append(one)
+            case _:
+                break
+    return found
