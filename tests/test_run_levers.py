@@ -217,6 +217,19 @@ def a_game_leaves_and_its_files_stay(run: LiveRun) -> None:
     wait_for_updates(run, 20)
 
 
+def rows_of(run: LiveRun, task: str) -> list[int]:
+    """Environment steps of each of its rows of metrics."""
+    rows = lines(run.run_dir / "metrics.jsonl")
+    return [row["env_steps"] for row in rows if row["task"] == task]
+
+
+def a_game_that_comes_again_goes_on_with_what_it_had(run: LiveRun) -> None:
+    before = rows_of(run, "Second")
+    pull(run, "add", "Second", "--set", "env.name=Catch")
+    run.wait_for(lambda _: max(rows_of(run, "Second")) > max(before) + 200, 90)
+    assert min(rows_of(run, "Second")[len(before) :]) > 0, "its curves begin where they were"
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_levers_are_pulled_while_it_runs_and_stay_as_they_are(tmp_path: Path) -> None:
@@ -241,6 +254,7 @@ def test_levers_are_pulled_while_it_runs_and_stay_as_they_are(tmp_path: Path) ->
         assert run.summary()["tasks"]["Catch"]["samples_per_insert"]["wanted"] == 4
         a_tier_is_taken_live_and_given_back(run)
         a_game_leaves_and_its_files_stay(run)
+        a_game_that_comes_again_goes_on_with_what_it_had(run)
         assert run.interrupt() == 130, run.log()
         run.check_nothing_left()
         assert not [k for k in kinds(run) if k in ("task_parked", "not_saved", "worker_parked")]
