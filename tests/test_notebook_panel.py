@@ -213,6 +213,9 @@ def test_what_others_change_is_shown_but_not_over_what_was_typed(run_dir: Path) 
     tier = {"requested": "light", "effective": "light"}
     write_summary(run_dir, run_summary(updated_at=time.time(), tasks=tasks, tier=tier))
     panel.wait_until(lambda: panel["tier"].value == "light")
+    tier = {"requested": "of_another_configuration", "effective": "light"}
+    write_summary(run_dir, run_summary(updated_at=time.time(), tasks=tasks, tier=tier))
+    panel.wait_until(lambda: panel["tier"].value == "of_another_configuration")
     assert panel["learner.batch"].value == 64 and panel["evaluation.period_s"].value == 77.0
     assert panel.levers.pulled == [], "what others asked for is not asked for again"
     panel["Apply"].click()

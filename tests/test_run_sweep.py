@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -17,6 +18,8 @@ from rl_cluster.sweep_plan import plan_sweep
 pytestmark = pytest.mark.long
 
 CATCH = EXPERIMENTS / "catch.yaml"
+BYTES_PER_TRANSITION = 7_955
+"""Of Catch's replay."""
 SETTINGS = (
     "max_env_steps=12000",
     "max_seconds=null",
@@ -121,8 +124,8 @@ def test_a_forecast_is_measured_by_a_run_that_leaves_nothing(tmp_path: Path) -> 
 
 
 def test_a_tier_that_was_measured_is_told_though_the_next_cannot_be() -> None:
-    too_much = "defaults.replay.capacity_transitions=2000000000"
+    twice = 2 * shutil.disk_usage("/dev/shm").free // BYTES_PER_TRANSITION
     arguments = ["forecast", CATCH, "--seconds", 3, "--tiers", "light", "custom", "--json"]
-    done = command(*arguments, "--set", too_much)
+    done = command(*arguments, "--set", f"defaults.replay.capacity_transitions={twice}")
     assert done.returncode == 1 and "lower replay.capacity_transitions" in done.stderr
     assert [tier["tier"] for tier in json.loads(done.stdout)["tiers"]] == ["light"]

@@ -82,8 +82,11 @@ class Panel:
         self._form = SettingsForm(run_dir)
         self._seen_tier = self._requested_tier
         """As it was last read: what a person has just asked for is not in the file yet."""
-        self._tier = ipywidgets.ToggleButtons(
-            description="tier", options=list(levers.tiers), value=self._seen_tier
+        self._tier = ipywidgets.SelectionSlider(
+            description="tier",
+            options=list(levers.tiers),
+            value=self._seen_tier,
+            continuous_update=False,  # what it is dragged across was not asked for
         )
         self._new = ipywidgets.Text(description="new game", placeholder="Breakout")
         self._sure = ipywidgets.Checkbox(description="stop the whole run", indent=False)
@@ -199,7 +202,9 @@ class Panel:
         with self._lock:
             self._seen_tier = name
             self._tier.unobserve(self._ask_for_tier, "value")
-            self._tier.value = name if name in self._tier.options else None
+            if name not in self._tier.options:  # the run was resumed with other tiers
+                self._tier.options = [*self._tier.options, name]
+            self._tier.value = name
             self._tier.observe(self._ask_for_tier, "value")
 
     def _offer(self, names: list[str]) -> None:
