@@ -178,10 +178,11 @@ def goes_on(before: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
 def test_a_run_on_two_hosts_outlives_one_of_them(user: User) -> None:
     page = steps_of_the_page()
     (before,) = page["Before the first time"]
-    wheel, mode, token = before.commands
+    wheel, mode, token, hide = before.commands
     subprocess.run(["make", wheel.removeprefix("make ")], cwd=ROOT, check=True)
     user.exports(mode)
     check_shown(before.shown, user.types(token))
+    user.types(hide)
     started, seen = page["Up, and a run on it"]
     up, dashboard, tunnel, submit = started.commands
     said = user.types(up)
