@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ SETTINGS = (
     "defaults.evaluation.video=false",
     "defaults.evaluation.games=2",
 )
+
+
+WHILE_IT_SAVED = 500
+"""Environment steps: those taken after the learner's last save are in replay, and not counted."""
 
 
 class Watched:
@@ -104,4 +109,4 @@ def _check_resumed(run_dir: Path) -> None:
     rows = [row for row in lines(run_dir / "metrics.jsonl") if row["task"] in back]
     for game in back:
         steps = [row["env_steps"] for row in rows if row["task"] == game]
-        assert steps == sorted(steps)
+        assert all(b > a - WHILE_IT_SAVED for a, b in pairwise(steps)), steps
