@@ -145,6 +145,13 @@ class Control:
             return None
         return content if isinstance(content, dict) else None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended, and nobody but a person goes on with it."""
+        ended = self.read("ended")
+        goes_on = {"failed": True, "interrupted": self.requested("leave")}
+        return ended is not None and not goes_on.get(ended["state"], False)
+
     def forget(self, name: str) -> None:
         """Remove NAME.json."""
         (self.path / f"{name}.json").unlink(missing_ok=True)

@@ -30,19 +30,21 @@ def visible_gpus() -> list[pynvml.c_nvmlDevice_t]:
 def chosen(asked: str, uuids: Sequence[str]) -> list[int]:
     """Return which GPUs CUDA_VISIBLE_DEVICES names, by number or by how their UUID begins.
 
-    As CUDA reads it: the first name that there is not ends the list.
+    As torch reads it (`torch.cuda._parse_visible_devices`): the first says which of the two it is,
+    a name that there is not ends the list, and one that comes twice empties it.
 
     Args:
       asked: such as `0,2` or `GPU-8a2f`; empty: none.
       uuids: of all GPUs.
     """
     found: list[int] = []
+    by_uuid = asked.strip().startswith("GPU-")
     for name in map(str.strip, asked.split(",")):
-        numbers = [int(name)] if name.isdecimal() else []
-        by_uuid = [i for i, uuid in enumerate(uuids) if name and uuid.startswith(name)]
-        match [i for i in (*numbers, *by_uuid) if i < len(uuids)]:
-            case [one] if one not in found:
-                found.append(one)
-            case _:
-                break
-    return found
+        if by_uuid and name.startswith("GPU-"):
+            named = [i for i, uuid in enumerate(uuids) if uuid.startswith(name)]
+        else:
+            named = [] if by_uuid or not name.isdecimal() else [int(name)]
+        if len(named) != 1 or named[0] >= len(uuids):
+            break
+        found += named
+    return found if len(set(found)) == len(found) else []

@@ -23,6 +23,7 @@ from rl_cluster.effective import (
     Difference,
     EffectiveConfig,
     gather_on_host,
+    read_effective,
     resolve,
     tasks_at_once,
     with_replay,
@@ -244,11 +245,20 @@ def prepare_added(run_dir: Path, task: str, settings: Mapping[str, Any]) -> Adde
     defaults["env"]["name"] = ""  # another game, of the same kind
     tree["tasks"] = {task: dict(settings)}
     config = from_mapping(tree | {"defaults": defaults})
+    asked = config.tasks[task].learner.device
+    if asked == "auto":  # who asks may see other GPUs than the run does
+        config.tasks[task] = _on_the_run_s_device(config.tasks[task], run_dir)
     prepared = prepare(config, _unfilled_bytes(run_dir), _share_of_claim(run, run_dir))
     added = prepared.effective.config.tasks[task]
     plain = to_mapping(prepared.effective.config)["tasks"][task]
+    plain["learner"]["device"] = asked
     store_bytes = prepared.store_capacity_bytes
     return AddedTask(added, plain, prepared.specs[task], uuid.uuid4().hex[:12], store_bytes)
+
+
+def _on_the_run_s_device(config: TaskConfig, run_dir: Path) -> TaskConfig:
+    first = next(iter(read_effective(run_dir).tasks.values()))
+    return replace(config, learner=replace(config.learner, device=first.learner.device))
 
 
 def _share_of_claim(run: RunConfig, run_dir: Path) -> StoreRoom | None:

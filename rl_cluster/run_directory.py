@@ -21,7 +21,7 @@ from typing import IO
 
 from rl_cluster.config import ConfigError, RunConfig
 from rl_cluster.config_file import dump, load
-from rl_cluster.control import ProcessId
+from rl_cluster.control import Control, ProcessId
 from rl_cluster.effective import EffectiveConfig
 from rl_cluster.telemetry.summary import FILE_NAME as SUMMARY
 from rl_cluster.telemetry.summary import (
@@ -196,9 +196,10 @@ class RunDirectory:
             return None
 
     def mark_ended(self, state: RunState) -> None:
-        """Let the last summary say how the run ended, where its supervisor could not any more."""
+        """Let the session's summary say how the run ended, where its supervisor could not."""
+        began_s = (Control(self.path).read("session") or {}).get("began_at", 0.0)
         summary = self.earlier_summary()
-        if summary is not None and summary["state"] == "running":
+        if summary and summary["state"] == "running" and summary["updated_at"] >= began_s:
             summary["state"] = state
             try:
                 write_summary(self.path, summary)

@@ -97,6 +97,8 @@ BOUNDS = {
     "replay.capacity_transitions": st.integers(2_001, 10**9),
     "replay.min_transitions": st.integers(1, 99_999),
     "load.tier": st.sampled_from(["custom", "auto", "light", "medium", "heavy"]),
+    "cluster.rollout_labels": st.just({}),  # others only beside cluster.address
+    "cluster.rollout_resources": st.just({}),
     "telemetry.wandb_checkpoints": st.just(False),  # true only beside telemetry.wandb
 }
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=8)

@@ -18,7 +18,7 @@ from rl_cluster import preparation
 from rl_cluster.config import ConfigError, TaskConfig
 from rl_cluster.config_file import dump, from_mapping, load, to_mapping
 from rl_cluster.control import Control
-from rl_cluster.effective import Difference
+from rl_cluster.effective import Difference, EffectiveConfig
 from rl_cluster.levers import LIVE, apply
 from rl_cluster.machine import Machine, detect
 from rl_cluster.preparation import StoreRoom, at_load, is_live_change, prepare_added, with_added
@@ -305,6 +305,11 @@ def test_any_other_setting_needs_the_task_made_anew(
 # A task that comes while the run is live
 
 
+def on(device: str, task: TaskConfig) -> TaskConfig:
+    """A task that learns there."""
+    return replace(task, learner=replace(task.learner, device=device))
+
+
 @pytest.fixture
 def live(tmp_path: Path) -> Path:
     """The directory of a run with one task."""
@@ -313,7 +318,9 @@ def live(tmp_path: Path) -> Path:
         "seed": 5,
         "load": {"tiers": {"mine": {"games": 1, "environments": 2, "batch": 3}}},
     }
-    (tmp_path / "config.yaml").write_text(dump(from_mapping(raw)), encoding="utf-8")
+    config = from_mapping(raw)
+    effective = EffectiveConfig(from_mapping(raw, ["tasks.first.learner.device=cpu"]), ())
+    RunDirectory(tmp_path).write_configuration(config, effective)
     return tmp_path
 
 
@@ -337,7 +344,9 @@ def test_what_was_added_is_part_of_the_run_when_it_is_resumed(live: Path) -> Non
     added = prepare_added(live, "second", {"env": {"name": "Catch"}})
     config = preparation.load_config(live / "config.yaml")
     found = with_added(config, {"second": added.settings})
-    assert found.tasks == {**config.tasks, "second": added.config}
+    assert added.settings["learner"]["device"] == "auto", "on another machine another one"
+    assert added.config.learner.device == "cpu", "as of the task that runs"
+    assert found.tasks == {**config.tasks, "second": on("auto", added.config)}
     assert replace(found, tasks=config.tasks) == config
     assert with_added(config, {}) == config
 

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError
+from ray.exceptions import ActorAlreadyExistsError, ActorUnavailableError
 
 Actor = ActorHandle[Any]
 Ref = ObjectRef[Any]
@@ -65,10 +65,8 @@ def spawn(
     remote: Any = ray.remote(cls)
     try:
         actor: Actor = remote.options(**options).remote(*arguments)
-    except ValueError as error:
-        if "already taken" in str(error):
-            raise NameTaken(name) from error
-        raise
+    except ActorAlreadyExistsError as error:
+        raise NameTaken(name) from error
     return actor
 
 

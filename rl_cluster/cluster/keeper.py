@@ -46,7 +46,7 @@ _SHOT_LATELY_S = 60.0
 _MAX_VAIN_RESTARTS = 5
 """Restarts of the cluster in a row after none of which the supervisor came back."""
 _LONGEST_BACKOFF_S = 30.0
-_DISMISSAL_S = 60.0
+_DISMISSAL_S = 12.0  # whoever stops a run waits for 20 s
 _RECYCLING_S = (20.0, 600.0, 1800.0)
 """Between clusters that the supervisor asks for: first gap, longest gap, and calm."""
 _ENLIST = (sys.executable, "-m", "rl_cluster.cluster.enlist")
@@ -361,9 +361,7 @@ def _take_up(directory: RunDirectory) -> int | None:
     control = Control(directory.path)
     ended, session = control.read("ended"), control.read("session")
     leaves = control.requested("leave")
-    goes_on = {"failed": True, "interrupted": leaves}
-    over = ended is not None and not goes_on.get(ended["state"], False)
-    if session is None or over:
+    if session is None or control.is_over:
         damage = None if session is not None else control.put_aside("session")
         _log.info("%s: %s", directory.path, damage or "no run that was cut off: nothing to keep")
         return 0 if damage is None else RUN_FAILED
@@ -388,7 +386,8 @@ def _try_all_again(directory: RunDirectory, control: Control, session: dict[str,
     """Begin a session, in which nothing counts as given up."""
     summary = directory.earlier_summary()
     wall_s = summary["wall_s"] if summary else session["wall_before_s"]
-    control.write("session", session | {"id": uuid.uuid4().hex, "wall_before_s": wall_s})
+    began = {"id": uuid.uuid4().hex, "began_at": time.time(), "wall_before_s": wall_s}
+    control.write("session", session | began)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,7 @@ class Oversight:
         """Have the run's own cluster made anew."""
         self._save(self.live_tasks(), _CALM_SAVE_TIMEOUT_S)
         self._keep_state(self._watch.look(time.monotonic()))
+        self.hub.summary(self._compose("running"))  # what the next supervisor begins with
         self.control.request("recycled")
 
     def _able(self) -> dict[str, int]:

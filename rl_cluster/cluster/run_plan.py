@@ -17,6 +17,7 @@ from rl_cluster.algorithm import checkpoint_schema, specify
 from rl_cluster.checkpoint import CheckpointError, CheckpointStore
 from rl_cluster.config import RunConfig
 from rl_cluster.config_file import from_mapping
+from rl_cluster.control import Control
 from rl_cluster.effective import EffectiveConfig
 from rl_cluster.environments import EnvironmentSpec
 from rl_cluster.machine import Machine
@@ -40,6 +41,8 @@ class RunPlan:
     """Tasks that fit the machine's memory at once."""
     object_store_bytes: int
     """What the object store holds at most, of others' runs, too, on a cluster of others."""
+    session: str | None
+    """Of the run, for which this was made."""
     added: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings of the tasks that had joined when this was made."""
 
@@ -97,6 +100,7 @@ def plan_of(
         machine=prepared.machine,
         most_games=prepared.most_games,
         object_store_bytes=prepared.store_capacity_bytes,
+        session=(Control(run_dir).read("session") or {}).get("id"),
         added=dict(added),
     )
 

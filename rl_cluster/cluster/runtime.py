@@ -32,6 +32,7 @@ from rl_cluster.control import RUN_MARK, ProcessId
 from rl_cluster.run_directory import ClusterAddress, takes_a_file
 from rl_cluster.signals import let_through
 
+_log = logging.getLogger(__name__)
 _LOOPBACK = "127.0.0.1"
 DAEMONS = ("gcs_server", "raylet")
 """Processes of a cluster of the run's own that it cannot be without, as Ray names them."""
@@ -86,9 +87,12 @@ def _hide_token() -> None:
     """Ray lets the umask decide who may read the token, and whoever can runs code as us."""
     token = Path.home() / ".ray" / "auth_token"
     try:
-        token.chmod(0o600)
+        if token.stat().st_mode & 0o077:
+            token.chmod(0o600)
     except FileNotFoundError:  # a variable of Ray's names another
         return
+    except OSError as error:
+        _log.warning("others can read %s: %s", token, error)
 
 
 def has_room() -> bool:

@@ -31,6 +31,8 @@ from rl_cluster.telemetry.summary import RunState, Summary
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.2
+_DISMISSED_S = 30.0
+"""A keeper's time to dismiss us."""
 _SAVE_TIMEOUT_S = 50.0  # a handle waits for a minute
 
 
@@ -168,24 +170,35 @@ class SupervisorActor:
     def _run_for_ever(self) -> None:
         try:
             end = self._supervise()
-            if end is None:
-                _log.warning("the run is over, and nobody keeps it: it leaves the cluster")
-                # Itself last: nobody else is left to end the others.
-                end_named(sorted(list_named_actors(), key=lambda name: name == names.SUPERVISOR))
-            else:
+            if end is not None:
                 self._run.finish(*end)
+                while not self._is_over:
+                    time.sleep(_LOOK_S)
+                time.sleep(_DISMISSED_S)
+            _log.warning("the run is over, and nobody has dismissed its actors: they leave")
+            # Itself last: nobody else is left to end the others.
+            end_named(sorted(list_named_actors(), key=lambda name: name == names.SUPERVISOR))
         except Exception:  # noqa: BLE001 - process boundary: Ray makes another from what is on disk
             _log.exception("the supervisor failed")
             os._exit(1)
 
-    def _supervise(self) -> tuple[RunState, str | None] | None:
-        """Look after the run until its end; None: that was said before, and Ray brought us back.
+    @property
+    def _is_over(self) -> bool:
+        """Whether the run has ended, or goes on in a session that another supervisor is for.
 
-        A keeper ends a run where its cluster does not answer, too, and that one may come back.
+        A keeper ends a run though its cluster does not answer, and that one, with us, comes back.
         """
+        control = self._run.control
+        session = control.read("session")
+        return control.is_over or (
+            session is not None and session.get("id") != self._run.plan.session
+        )
+
+    def _supervise(self) -> tuple[RunState, str | None] | None:
+        """Look after the run until its end; None: it came without us."""
         due_s = 0.0
         while True:
-            if self._run.control.read("ended") is not None:
+            if self._is_over:
                 return None
             if self._run.control.requested("stop"):
                 return "interrupted", None

@@ -104,7 +104,7 @@ class TaskGroup:
 
         Raises:
           FenceHeld: whoever was there before still commits.
-          ValueError: the name is still taken.
+          NameTaken: whoever was there before is still ending.
         """
         self._leaving = None  # all of those that were leaving have died
         path = self.plan.run_dir / "control" / "epochs" / worker.name.replace("/", "-")

@@ -71,6 +71,7 @@ def start(requested: RunConfig, prepared: PreparedRun, directory: RunDirectory) 
         "session",
         {
             "id": uuid.uuid4().hex,
+            "began_at": time.time(),
             "wall_before_s": earlier["wall_s"] if earlier else 0.0,
             "object_store_bytes": prepared.store_capacity_bytes,
             "wandb": wandb_environment(),
@@ -145,5 +146,5 @@ def stop_run(run_dir: Path) -> None:
             runtime.end_processes(run_dir.absolute())
     if control.read("ended") is None:  # whoever keeps runs at the next boot must know
         control.keep("ended", {"state": "interrupted", "reason": "it was ended as it was"})
-        RunDirectory(run_dir).mark_ended("interrupted")
+    RunDirectory(run_dir).mark_ended("interrupted")
     control.clear("stop")

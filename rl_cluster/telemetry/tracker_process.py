@@ -36,7 +36,8 @@ def launch(run_dir: Path) -> None:
     """
     session = Control(run_dir).read("session") or {}
     command = [sys.executable, "-m", "rl_cluster.telemetry.tracker_process", str(run_dir)]
-    environment = {**os.environ, **session.get("wandb", {})}
+    others = {name: value for name, value in os.environ.items() if name not in _TRAVEL}
+    environment = others | session.get("wandb", wandb_environment())
     launch_orphan(command, run_dir / "tracker.log", environment)
 
 
