@@ -42,11 +42,11 @@ LIVE := $(wildcard tests/test_run_*.py) tests/chaos
 TESTS := $(BIN)/python -m pytest --durations=15 -m
 
 test: lint install-debian  ## lint, types and tests: about twenty minutes on two cores
-	$(TESTS) "not long" -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(LIVE))
+	$(TESTS) "not long" -n 2 --dist loadfile $(addprefix --ignore=,$(LIVE))
 	$(TESTS) "not long" $(LIVE)
 
 test-all: test  ## then the long tests, too: every page, every notebook, two hosts (an hour)
-	$(TESTS) long -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(LIVE))
+	$(TESTS) long -n 2 --dist loadfile $(addprefix --ignore=,$(LIVE))
 	$(TESTS) long $(LIVE)
 
 chaos: install  ## every fault of the fault suite, as often as promised (hours)
