@@ -49,7 +49,7 @@ test-all: test  ## then the long tests, too: every page, every notebook, two hos
 	$(TESTS) long -n 2 --dist loadfile $(addprefix --ignore=,$(LIVE))
 	$(TESTS) long $(LIVE)
 
-chaos: install  ## every fault of the fault suite, as often as promised (hours)
+chaos: install  ## every fault of the fault suite, again and again (hours)
 	rm -f chaos-results/latest.jsonl
 	RL_CLUSTER_CHAOS=full $(BIN)/python -m pytest tests/chaos tests/test_stream_fuzz.py tests/test_exactly_once.py \
 		tests/test_stream_flood.py tests/test_run_rovers.py -s

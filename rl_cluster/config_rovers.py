@@ -37,9 +37,9 @@ class StreamConfig(Settings):
     token: str | None = None
     """The same for a token."""
     nkey_seed: str | None = None
-    """File with an nkey seed."""
+    """File with an nkey seed, or `env:NAME`."""
     credentials: str | None = None
-    """File with a JWT and a seed (`.creds`)."""
+    """File with a JWT and a seed (`.creds`), or `env:NAME`."""
     tls_ca: str | None = None
     """File with the authority that signed the server's certificate; null: those of the system."""
     tls_certificate: str | None = None

@@ -107,7 +107,7 @@ def save_view(task_dir: Path, rover: str, row: np.ndarray) -> None:
 
 
 def view_pixels(row: np.ndarray) -> np.ndarray:
-    """What a rover saw, obstacles red and seen ground green.
+    """What a rover saw, obstacles red and cleared ground green.
 
     Args:
       row: (ROW,) of a block.

@@ -195,7 +195,7 @@ def test_changed_code_of_the_same_version_is_installed_from_the_newest_wheel(
         subprocess.run(["bash", "-c", command], check=True, env={"HOME": str(tmp_path),
                        "PATH": os.environ["PATH"]}, timeout=30)  # fmt: skip
     with_all, anew = said.read_text().splitlines()
-    assert with_all.endswith(f"{dist}/rl_cluster-0.9-py3.whl[tensorboard,rovers]")
+    assert with_all.endswith(f"{dist}/rl_cluster-0.9-py3.whl[tensorboard,wandb,rovers]")
     assert "--force-reinstall --no-deps" in anew and anew.endswith(f"{dist}/rl_cluster-0.9-py3.whl")
 
 

@@ -33,6 +33,10 @@ def test_a_run_is_trained_on_from_a_checkpoint_that_was_uploaded(tmp_path: Path)
     brought = CheckpointStore(other / "Catch" / "checkpoints", keep=1).load_latest()
     assert brought is not None and brought.checkpoint.step > 0
     assert command("fetch", f"file://{remote}/run/Catch", other, "Catch", "--best").returncode == 0
+    step = brought.checkpoint.step
+    with LiveRun(CATCH, other, *settings) as run:
+        run.wait_for(lambda s: s["tasks"]["Catch"]["learner_updates"] > step + 20, 90)
+        assert run.interrupt() == 130, run.log()
     missing = command("fetch", f"file://{remote}/run/Pong", other, "Pong")
     assert missing.returncode == 1 and "holds no whole checkpoint" in missing.stderr
 

@@ -74,7 +74,7 @@ async def ensure_consumer(
         kind = "a push" if config.deliver_subject else f"an ack-{config.ack_policy}"
         raise StreamError(
             f"consumer {name} of stream {stream} is {kind} consumer, made by another program: "
-            "existing ones are never changed; set stream.durable to another name"
+            "existing ones are never changed; delete it there if nobody needs it"
         )
     _tell(connection, f"consumer {name}", _consumer_differences(config, settings))
     return info
