@@ -209,6 +209,7 @@ def test_what_others_change_is_shown_but_not_over_what_was_typed(run_dir: Path) 
     panel = Shown(run_dir)
     panel["task"].value = "Pong"
     panel["evaluation.period_s"].value = 77.0
+    batch = panel["learner.batch"]
     write_effective(run_dir, Pong={"learner": {"batch": 64}, "evaluation": {"period_s": 50.0}})
     tier = {"requested": "light", "effective": "light"}
     write_summary(run_dir, run_summary(updated_at=time.time(), tasks=tasks, tier=tier))
@@ -216,7 +217,8 @@ def test_what_others_change_is_shown_but_not_over_what_was_typed(run_dir: Path) 
     tier = {"requested": "of_another_configuration", "effective": "light"}
     write_summary(run_dir, run_summary(updated_at=time.time(), tasks=tasks, tier=tier))
     panel.wait_until(lambda: panel["tier"].value == "of_another_configuration")
-    assert panel["learner.batch"].value == 64 and panel["evaluation.period_s"].value == 77.0
+    assert panel["learner.batch"] is batch, "somebody may be about to type there"
+    assert batch.value == 64 and panel["evaluation.period_s"].value == 77.0
     assert panel.levers.pulled == [], "what others asked for is not asked for again"
     panel["Apply"].click()
     assert panel.levers.pulled == [("change", {"evaluation.period_s": 77.0}, "Pong")]

@@ -66,7 +66,7 @@ class SettingsForm:
             if values != self._running.get(name):
                 self._shown[name] = values[0] if len(values) == 1 else None
                 if name not in touched:
-                    self._fields[name] = _field(name, values)
+                    self._fields[name] = _renewed(self._fields.get(name), name, values)
         self._running = running
         self._fields = {name: self._fields[name] for name in running}
         self._place()
@@ -141,6 +141,14 @@ def _field(setting: str, values: Sequence[float]) -> Any:
         return ipywidgets.FloatSlider(values[0], min=0.0, max=1.0, step=0.01, **options)
     kind = ipywidgets.IntText if isinstance(values[0], int) else ipywidgets.FloatText
     return kind(values[0], **options)
+
+
+def _renewed(field: Any, setting: str, values: Sequence[float]) -> Any:
+    """The field with what runs now, so that nobody types into one that is gone; else another."""
+    if field is None or isinstance(field.value, str) or len(values) > 1:
+        return _field(setting, values)
+    field.value = values[0]
+    return field
 
 
 def _entered(field: Any) -> Any:
