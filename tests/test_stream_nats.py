@@ -223,7 +223,7 @@ def test_a_consumer_that_cannot_be_used_is_refused_with_the_remedy(
         await client.close()
         with pytest.raises(StreamError, match=complaint) as refused:
             await NatsSource(StreamSettings(server.url)).open()
-        assert "stream.durable" in str(refused.value)
+        assert "delete it there" in str(refused.value)
 
     asyncio.run(read())
 
