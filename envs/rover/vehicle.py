@@ -51,6 +51,7 @@ class _Author:
         self._sequence = 0
 
     def write(self, steps: Steps, policy_version: int) -> Message:
+        """Number the next message, of steps that a policy drove; its id comes only once."""
         sequence, self._sequence = self._sequence, self._sequence + 1
         return Message(
             rover_id=self._rover_id,

@@ -224,6 +224,7 @@ class _Rover:
         self.episode = Episode(partial=sequence != 0)
 
     def status(self, name: str, now_s: float) -> RoverStatus:
+        """What is known of the rover, its ages as of `now_s` (the reader's clock)."""
         shown = {
             key: value
             for key, value in vars(self).items()
