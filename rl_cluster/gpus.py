@@ -5,6 +5,7 @@ Invariant: what CUDA_VISIBLE_DEVICES hides from CUDA and from Ray is not there f
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Sequence
 
@@ -25,6 +26,16 @@ def visible_gpus() -> list[pynvml.c_nvmlDevice_t]:
     if asked.startswith("MIG-"):
         return [pynvml.nvmlDeviceGetHandleByUUID(name.strip()) for name in asked.split(",")]
     return [every[i] for i in chosen(asked, [pynvml.nvmlDeviceGetUUID(gpu) for gpu in every])]
+
+
+def usable_gpus() -> list[pynvml.c_nvmlDevice_t]:
+    """Return those of `visible_gpus` that torch can use; none without a driver, or torch's CUDA."""
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        return []
+    try:
+        return visible_gpus()
+    except pynvml.NVMLError:
+        return []
 
 
 def chosen(asked: str, uuids: Sequence[str]) -> list[int]:

@@ -6,7 +6,6 @@ nothing and imports neither Ray nor torch.
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pynvml
 
 from rl_cluster.cgroups import usable_cores
-from rl_cluster.gpus import visible_gpus
+from rl_cluster.gpus import usable_gpus
 from rl_cluster.sensors import available_memory_bytes
 
 
@@ -55,12 +54,10 @@ def detect(shared_memory: Path = Path("/dev/shm")) -> Machine:
 
 def _gpus() -> list[tuple[str, int]]:
     """Name and free memory in bytes of each GPU."""
-    if importlib.metadata.version("torch").endswith("+cpu"):
-        return []
     try:
         return [
             (str(pynvml.nvmlDeviceGetName(gpu)), int(pynvml.nvmlDeviceGetMemoryInfo(gpu).free))
-            for gpu in visible_gpus()
+            for gpu in usable_gpus()
         ]
     except pynvml.NVMLError:
         return []

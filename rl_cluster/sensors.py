@@ -6,7 +6,6 @@ our own processes is in no figure, whatever they do.
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import pynvml
 
 from rl_cluster.cgroups import cgroup_directories
-from rl_cluster.gpus import visible_gpus
+from rl_cluster.gpus import usable_gpus
 from rl_cluster.others_cpu import OthersCpu
 from rl_cluster.supervision.pressure import Reading
 
@@ -36,7 +35,7 @@ class Sensors:
         self._run_dir = run_dir
         self._root = root
         self._cpu = OthersCpu(ours, root)
-        self._gpus = _gpu_handles()
+        self._gpus = usable_gpus()
 
     def read(self, store_used_share: float | None) -> Reading:
         """Look at everything once.
@@ -133,16 +132,6 @@ def _temperatures(root: Path) -> Iterator[float]:
                 continue
             if _BELIEVABLE_C[0] <= celsius <= _BELIEVABLE_C[1]:
                 yield celsius
-
-
-def _gpu_handles() -> list[pynvml.c_nvmlDevice_t]:
-    """Return the GPUs, where there is a driver and a torch that can use them."""
-    if importlib.metadata.version("torch").endswith("+cpu"):
-        return []
-    try:
-        return visible_gpus()
-    except pynvml.NVMLError:
-        return []
 
 
 def _gpu_memory_free_share(handles: list[pynvml.c_nvmlDevice_t]) -> float | None:

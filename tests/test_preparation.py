@@ -183,6 +183,15 @@ def test_a_store_of_others_that_nobody_has_touched_is_no_memory_beside_what_is_a
     assert preparation._with_store(machine, others).memory_bytes == machine.memory_bytes
 
 
+@pytest.mark.parametrize(("given_out", "left"), [(None, 2), (0, 0), (1, 1), (3, 2)])
+def test_on_a_cluster_of_others_there_are_as_many_gpus_as_ray_gives_out(
+    given_out: int | None, left: int
+) -> None:
+    machine = Machine(8, 20 * GIGABYTE, 20 * GIGABYTE, gpus=("one", "two"))
+    store = StoreRoom(GIGABYTE, "the store", gpus=given_out)
+    assert len(preparation._with_store(machine, store).gpus) == left
+
+
 def test_rollouts_that_go_to_labelled_nodes_are_no_load_of_this_host() -> None:
     def processes(**cluster: object) -> int:
         many = {"env": CATCH, "rollout": {"actors": 6}}
@@ -338,6 +347,15 @@ def test_an_added_task_is_another_game_of_the_same_kind(live: Path) -> None:
     assert prepare_added(live, "Catch", {}).config.env.name == "Catch"
     other = prepare_added(live, "balance", {"env": VECTORS})
     assert other.spec.obs_shape == (4,)
+
+
+def test_an_added_task_learns_where_the_run_does_though_who_asks_sees_a_gpu(
+    live: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = replace(detect(), gpus=("one",), gpu_memory_bytes=80 * GIGABYTE)
+    monkeypatch.setattr(preparation, "detect", lambda: seen)
+    added = prepare_added(live, "second", {"env": {"name": "Catch"}})
+    assert added.config.learner.device == "cpu"
 
 
 def test_what_was_added_is_part_of_the_run_when_it_is_resumed(live: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rl_cluster.cluster import runtime
 from rl_cluster.cluster.runtime import end_processes, processes_of
 from rl_cluster.control import RUN_MARK, ProcessId
 from rl_cluster.run_directory import ClusterAddress
@@ -124,3 +125,16 @@ def test_one_that_does_not_die_is_reported(
     monkeypatch.setattr(psutil.Process, "kill", lambda self: None)
     assert set(end_processes(tmp_path, timeout_s=0.2)) == {process.pid for process in pair}
     monkeypatch.undo()
+
+
+def test_ray_s_token_is_read_by_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    runtime._hide_token()  # there is none yet
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("secret")
+    token.chmod(0o644)
+    runtime._hide_token()
+    assert token.stat().st_mode & 0o777 == 0o600
