@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_cluster.boot_journal import present_boot_id
-from rl_cluster.disk import sync_directory
+from rl_cluster.disk import sync_directory, write_text_atomically
 from rl_cluster.telemetry.jsonl import put_aside
-from rl_cluster.telemetry.summary import write_text_atomically
 
 _log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ import yaml
 
 from rl_cluster import config_file
 from rl_cluster.config import ConfigError, RunConfig, TaskConfig
+from rl_cluster.disk import write_text_atomically
 from rl_cluster.machine import Machine
 from rl_cluster.supervision.load import Load
 from rl_cluster.supervision.tiers import CUSTOM, LoadRule
-from rl_cluster.telemetry.summary import write_text_atomically
 
 _log = logging.getLogger(__name__)
 

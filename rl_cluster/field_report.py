@@ -18,11 +18,11 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from rl_cluster.disk import replacing, write_text_atomically
 from rl_cluster.streams.codec import BEV_SHAPE
 from rl_cluster.streams.episodes import FinishedEpisode
 from rl_cluster.streams.fleet import RoverStatus
 from rl_cluster.supervision.gate import Score
-from rl_cluster.telemetry.summary import write_text_atomically
 
 _VERSIONS = 50
 _EPISODES = 50
@@ -99,11 +99,9 @@ def save_view(task_dir: Path, rover: str, row: np.ndarray) -> None:
       rover: its name.
       row: (ROW,) of a block.
     """
-    path = directory(task_dir) / f"{file_name(rover)}.png"
-    beside = path.with_name(f".{path.name}.tmp")
-    picture = Image.fromarray(view_pixels(row))
-    picture.resize((256, 256), Image.Resampling.NEAREST).save(beside, "PNG")
-    beside.replace(path)
+    picture = Image.fromarray(view_pixels(row)).resize((256, 256), Image.Resampling.NEAREST)
+    with replacing(directory(task_dir) / f"{file_name(rover)}.png") as file:
+        picture.save(file, "PNG")
 
 
 def view_pixels(row: np.ndarray) -> np.ndarray:

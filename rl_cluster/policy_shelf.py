@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rl_cluster.disk import replacing, sync_directory
 from rl_cluster.fence import Fence
 
 
@@ -114,22 +114,9 @@ class PolicyShelf:
         return onnx
 
     def _write(self, name: str, content: bytes) -> None:
-        path = self._directory / name
-        beside = path.with_name(f".{name}.tmp")
-        try:
-            with beside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.rename(path)
-        except OSError:
-            beside.unlink(missing_ok=True)
-            raise
-        directory = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        with replacing(self._directory / name) as file:
+            file.write(content)
+        sync_directory(self._directory)
 
     def _prune(self) -> None:
         records = self.records()

@@ -22,6 +22,7 @@ from typing import IO
 from rl_cluster.config import ConfigError, RunConfig
 from rl_cluster.config_file import dump, load
 from rl_cluster.control import Control, ProcessId
+from rl_cluster.disk import write_text_atomically
 from rl_cluster.effective import EffectiveConfig
 from rl_cluster.telemetry.summary import FILE_NAME as SUMMARY
 from rl_cluster.telemetry.summary import (
@@ -30,7 +31,6 @@ from rl_cluster.telemetry.summary import (
     SummaryError,
     read_summary,
     write_summary,
-    write_text_atomically,
 )
 
 _log = logging.getLogger(__name__)

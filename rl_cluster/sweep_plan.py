@@ -15,7 +15,7 @@ import yaml
 
 from rl_cluster import config_file
 from rl_cluster.config import ConfigError, RunConfig
-from rl_cluster.telemetry.summary import write_text_atomically
+from rl_cluster.disk import write_text_atomically
 
 FILE_NAME = "sweep.yaml"
 _KINDS = (("name", str, "text"), ("seeds", list, "a list"), ("config", dict, "a mapping"))

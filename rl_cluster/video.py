@@ -7,12 +7,12 @@ a whole film or is untouched.
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from rl_cluster.disk import replacing
 
 STEPS_PER_FRAME = 2
 FRAME_MS = 70  # GIF counts in hundredths of a second
@@ -53,11 +53,10 @@ class VideoRecorder:
             raise ValueError(f"no frame was recorded for {path}; add at least one")
         path = Path(path)
         images = [_to_image(frame) for frame in self._frames]
-        temporary = path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
             images[0].save(
-                temporary,
+                file,
                 format="GIF",
                 save_all=True,
                 append_images=images[1:],
@@ -65,9 +64,6 @@ class VideoRecorder:
                 loop=0,
                 comment=f"every {STEPS_PER_FRAME}nd step, {FRAME_MS} ms each".encode(),
             )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return path
 
 

@@ -18,10 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rl_cluster.comparison import Comparison, LearningCurve, Score
+from rl_cluster.disk import write_text_atomically
 from rl_cluster.telemetry.charts import SERIES, Chart, Line, render_chart
 from rl_cluster.telemetry.formatting import UNKNOWN, number, percent, score, short_count
 from rl_cluster.telemetry.page import page, pair, section, table
-from rl_cluster.telemetry.summary import write_text_atomically
 
 PAGE_NAME = "comparison.html"
 _METHOD = (

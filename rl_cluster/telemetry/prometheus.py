@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rl_cluster.disk import write_text_atomically
 from rl_cluster.telemetry.metrics import Metric
-from rl_cluster.telemetry.summary import write_text_atomically
 
 LABELS = ("run", "task")
 """Of every metric; a figure of the whole run has an empty task."""

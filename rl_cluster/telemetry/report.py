@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
+from rl_cluster.disk import write_text_atomically
 from rl_cluster.telemetry.charts import Chart, Curve, Line, render_chart
 from rl_cluster.telemetry.formatting import (
     UNKNOWN,
@@ -33,7 +34,6 @@ from rl_cluster.telemetry.summary import (
     Summary,
     TaskSummary,
     is_stale,
-    write_text_atomically,
 )
 
 FILE_NAME = "report.html"

@@ -8,13 +8,13 @@ never renamed.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from rl_cluster.disk import write_text_atomically
 from rl_cluster.telemetry.jsonl import strict
 
 FILE_NAME = "summary.json"
@@ -292,20 +292,3 @@ def task_metrics(task: TaskSummary) -> dict[str, float | None]:
         "restarts": task["restarts"],
         "skipped_batches": task["skipped_batches"],
     }
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place, then rename it there.
-
-    Raises:
-      OSError: the disk is full or gone; what stood at `path` before stays.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
