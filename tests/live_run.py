@@ -19,6 +19,8 @@ from rl_cluster.control import RUN_MARK
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
+_LEAVING_S = 10.0
+"""A process that has let go of the run may still be unloading its libraries."""
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -122,6 +124,9 @@ class LiveRun:
 
     def check_nothing_left(self) -> None:
         """Fail where a process or shared memory of the run is still there."""
+        deadline_s = time.monotonic() + _LEAVING_S
+        while self.processes() and time.monotonic() < deadline_s:
+            time.sleep(0.1)
         assert not self.processes(), [p.cmdline() for p in self.processes()]
         left = set(os.listdir("/dev/shm")) - self._shared_memory
         assert not left, left

@@ -153,9 +153,9 @@ def test_a_live_chart_changes_with_the_file_and_rests_with_the_run(
     run: RecordedRun, run_dir: Path
 ) -> None:
     chart = run.curves("loss").live(period_s=0.01)
-    (thread,) = [t for t in threading.enumerate() if t.name.startswith(f"curves of {run_dir}")]
-    thread.join(timeout=60)
-    assert not thread.is_alive(), "the run is over"
+    for thread in [t for t in threading.enumerate() if t.name.startswith(f"curves of {run_dir}")]:
+        thread.join(timeout=60)
+        assert not thread.is_alive(), "the run is over"
     assert bytes(chart.value).startswith(PNG)
 
 

@@ -88,7 +88,7 @@ def test_where_all_are_kept_what_could_not_be_synced_is_written_again_before_it_
     journal = Journal(JournalPlace(tmp_path, SCHEMA, None), limits)
     made = JournalWriter(journal, numbered_block, keeps_all=True)
     offer(made, range(1))
-    assert made.flush(5.0)
+    assert made.flush(60.0)
     failing_syncs.set()
     offer(made, range(1, 4))
     assert not made.flush(1.0), "none of the three is known to be on disk"
@@ -131,7 +131,7 @@ def test_where_all_are_kept_a_disk_that_neither_writes_nor_syncs_for_a_while_los
     journal = Journal(JournalPlace(tmp_path, SCHEMA, None), limits)
     made = JournalWriter(journal, numbered_block, keeps_all=True)
     offer(made, range(2))
-    assert made.flush(5.0)
+    assert made.flush(60.0)
     offer(made, range(2, 4))
     wait_until(lambda: journal.next_block_id == 4 and not journal.is_synced)
     monkeypatch.setattr(os, "write", failing)
@@ -164,16 +164,16 @@ def kinds(journal: JournalWriter) -> list[str]:
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while not true():
-        assert time.monotonic() < deadline_s, "did not come true within 10 s"
+        assert time.monotonic() < deadline_s, "did not come true within 60 s"
         time.sleep(0.005)
 
 
 def test_what_was_flushed_is_on_disk(tmp_path: Path) -> None:
     with writer(tmp_path) as journal:
         offer(journal, range(20))
-        assert journal.flush(5.0)
+        assert journal.flush(60.0)
         assert ids_in(tmp_path) == list(range(19, -1, -1))
         status = journal.status()
         assert (status.state, status.blocks, status.lacking) == ("writing", 20, 0)
@@ -208,7 +208,7 @@ def test_whoever_offers_never_waits_and_what_finds_no_room_is_skipped_and_said(
         moving.set()
         wait_until(lambda: journal.status().state == "writing")
         offer(journal, range(50, 52))
-        assert journal.flush(5.0)
+        assert journal.flush(60.0)
         assert kinds(journal) == ["journal_resumed"]
     assert ids_in(tmp_path) == [51, 50, *range(9, -1, -1)]
 
@@ -216,7 +216,7 @@ def test_whoever_offers_never_waits_and_what_finds_no_room_is_skipped_and_said(
 def test_a_block_that_is_gone_is_counted(tmp_path: Path) -> None:
     with writer(tmp_path, lambda i: None if i == 3 else numbered_block(i)) as journal:
         offer(journal, range(6))
-        assert journal.flush(5.0)
+        assert journal.flush(60.0)
         assert journal.status().lacking == 1
     assert ids_in(tmp_path) == [5, 4, 2, 1, 0]
 
@@ -224,7 +224,7 @@ def test_a_block_that_is_gone_is_counted(tmp_path: Path) -> None:
 def test_segments_of_blocks_that_left_go(tmp_path: Path) -> None:
     with writer(tmp_path) as journal:
         offer(journal, range(600))
-        assert journal.flush(5.0)
+        assert journal.flush(60.0)
         journal.discard(512)
         wait_until(lambda: len(list_segments(tmp_path)) == 1)
     assert ids_in(tmp_path)[-1] == 512
@@ -262,7 +262,7 @@ def test_a_writer_whose_epoch_is_over_ends_and_leaves_all_as_it_is(tmp_path: Pat
     gate = Gate()
     journal = JournalWriter(journal_in(tmp_path, gate), numbered_block)
     offer(journal, range(5))
-    assert journal.flush(5.0)
+    assert journal.flush(60.0)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     gate.stale = True
     offer(journal, range(5, 9))
@@ -283,7 +283,7 @@ def test_a_flush_that_takes_too_long_says_so(tmp_path: Path) -> None:
         offer(journal, range(2))
         assert not journal.flush(0.05)
         moving.set()
-        assert journal.flush(5.0)
+        assert journal.flush(60.0)
 
 
 def test_a_full_disk_reaches_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +294,7 @@ def test_a_full_disk_reaches_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with writer(tmp_path) as journal:
         offer(journal, range(2))
-        assert journal.flush(5.0)
+        assert journal.flush(60.0)
         monkeypatch.setattr(os, "write", full)
         offer(journal, range(2, 6))
         assert not journal.flush(5.0)

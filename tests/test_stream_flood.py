@@ -28,6 +28,7 @@ BLOCK_BYTES = STEPS * 65_548
 SUBJECT = EXPERIENCE.subjects[0]
 FLEET = replace(
     CONFIG,
+    stream=replace(CONFIG.stream, ack_wait_s=30.0),  # nobody dies here: nothing comes again
     rollout=RolloutConfig(block_length=STEPS, blocks_per_collect=4),
     replay=replace(
         CONFIG.replay,

@@ -144,7 +144,7 @@ def test_a_reader_that_ends_leaves_what_is_not_stored_to_the_next_under_the_same
 
 def test_what_waits_is_kept_alive_and_what_nobody_stores_comes_again(server: NatsServer) -> None:
     async def read() -> None:
-        async with opened(server, ack_wait_s=0.6, store_patience_s=2.5) as intake:
+        async with opened(server, ack_wait_s=2.0, store_patience_s=2.5) as intake:
             await publish(server, message(0))
             async with asyncio.timeout(20):
                 while not intake.status().ready_blocks:
@@ -163,13 +163,13 @@ def test_what_waits_is_kept_alive_and_what_nobody_stores_comes_again(server: Nat
 
 def test_malformed_messages_are_quarantined_and_the_others_go_on(server: NatsServer) -> None:
     async def read() -> None:
-        async with opened(server, ack_wait_s=0.5) as intake:
+        async with opened(server, ack_wait_s=2.0) as intake:
             await publish(server, message(0), b"garbage", b"", message(1))
             blocks = await collected(intake, 2)
             await intake.stored(block.message for block in blocks)
             await until_acknowledged(server)
             assert intake.status().malformed == 2
-            assert await intake.collect(9, 1.5) == []
+            assert await intake.collect(9, 3.0) == []
         client = await server.client()
         js = client.jetstream()
         assert (await js.stream_info(QUARANTINE.name)).state.messages == 2

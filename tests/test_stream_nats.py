@@ -109,12 +109,12 @@ def test_what_is_kept_is_not_delivered_again_and_what_is_owed_at_the_end_is_at_o
     server: NatsServer,
 ) -> None:
     async def read() -> None:
-        settings = StreamSettings(server.url, ack_wait_s=1.0)
+        settings = StreamSettings(server.url, ack_wait_s=2.0)
         async with opened(settings) as source:
             await publish(server, b"a")
             held = await fetched(source, 1)
             for _ in range(6):
-                assert await source.fetch(1, 0.4) == []
+                assert await source.fetch(1, 0.6) == []
                 await source.keep(held)
             await source.close(held)
         async with opened(settings) as source:
@@ -159,7 +159,7 @@ def test_a_server_killed_under_load_loses_nothing_that_it_acknowledged(
             stop.set()
             await sending
             async with asyncio.timeout(30.0):
-                while not published <= taken:
+                while not published <= taken or source.status().reconnects < 3:
                     await take(source)
             assert source.status().reconnects == 3
 
@@ -169,7 +169,7 @@ def test_a_server_killed_under_load_loses_nothing_that_it_acknowledged(
             await source.acknowledge([delivery])
 
     asyncio.run(run())
-    assert len(published) >= 120
+    assert len(published) >= 119  # the last may be taken, and its acknowledgement lost
 
 
 def test_streams_that_exist_with_other_settings_are_kept_and_told(server: NatsServer) -> None:
@@ -260,13 +260,13 @@ def test_a_malformed_message_is_quarantined_with_reason_and_hash_and_never_comes
     server: NatsServer,
 ) -> None:
     async def read() -> None:
-        settings = StreamSettings(server.url, ack_wait_s=0.5)
+        settings = StreamSettings(server.url, ack_wait_s=2.0)
         async with opened(settings) as source:
             await publish(server, b"garbage")
             (delivery,) = await fetched(source, 1)
             await source.quarantine(delivery, "bev is 'no\r\nX-Header: ü' map")
             await source.quarantine(delivery, "told again: the copy stays one")
-            assert await source.fetch(1, 1.5) == []
+            assert await source.fetch(1, 3.0) == []
         client = await server.client()
         js = client.jetstream()
         copy = await js.get_last_msg(QUARANTINE.name, QUARANTINE.subjects[0])

@@ -222,10 +222,11 @@ def test_a_tracker_whose_wandb_process_died_ends_and_its_heir_tells_on(tmp_path:
     write_rows(run_dir, 400)
     guard.look({"Pong": "pong-id"}, 0.0)
     first = started(control)
+    known = ProcessId.of(first.pid)
     for core in wandb_processes(first):
         core.kill()
     deadline_s, frames = time.monotonic() + 60, 800
-    while ProcessId.of(first.pid).alive:
+    while known.alive:
         assert time.monotonic() < deadline_s, "it goes on without W&B's process"
         control.beat("supervisor")
         frames += 400
@@ -268,9 +269,9 @@ def test_the_supervisor_starts_a_tracker_replaces_a_dead_one_and_passes_on_what_
     write_rows(run_dir, 800)
     first.wait(10)
     guard.look({"Pong": "pong-id"}, 200.0)
-    second = started(control, first.pid)
+    second = ProcessId.of(started(control, first.pid).pid)
     guard.finish(hurried=False)
-    assert not ProcessId.of(second.pid).alive
+    assert not second.alive
     hub.close()
     incidents = [(i.worker, i.kind) for i in read_incidents(run_dir)]
     assert incidents == [("tracker", "k"), ("tracker", "worker_failed")]

@@ -264,7 +264,8 @@ class LearnerActor:
         self._replay_state = self._saves.restore(self._learner)
         counters = self._learner.counters
         published: int = ask(lambda: self._weights.version.remote(self._task), _COMMAND_TIMEOUT_S)
-        counters.policy_version = max(counters.policy_version, published)
+        if published >= 0:  # the one before us may have died with one more on its way
+            counters.policy_version = max(counters.policy_version, published + 1)
 
     def _rest(self, paused: bool) -> None:
         self._paused, self._asked_s = paused, 0.0

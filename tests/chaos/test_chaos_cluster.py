@@ -184,6 +184,42 @@ def test_a_run_that_was_stopped_while_its_cluster_was_away_does_not_come_back_wi
         assert (read_summary(run.run_dir), newest_save(run)) == (summary, saved)
 
 
+@only_in_full("a cluster with RocksDB, and one of the run's own")
+@pytest.mark.timeout(600)
+def test_a_session_that_comes_back_after_the_run_has_gone_on_elsewhere_leaves(
+    tmp_path: Path,
+) -> None:
+    row = "SIGSTOP of others' control store during `stop`, SIGCONT in a later session"
+    patient = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
+    with RayCluster(1, patient, keeps_state=True) as cluster, run_on(cluster, tmp_path) as run:
+        gcs = cluster.gcs()
+        signal_all([gcs], signal.SIGSTOP)
+        stopped = command("stop", run.run_dir)
+        assert stopped.returncode == 0, stopped.stderr
+        with ChaosRun(CATCH, run.run_dir, *SETTINGS, KEEP_ALL, resume=True) as again:
+            again.await_rise(COUNTERS, time.time())
+            again.until(lambda: again.role("evaluator"), 60, "the evaluator")
+            alone = {role: again.role(role) for role in ROLES}
+            thawed_s = time.time()
+            signal_all([gcs], signal.SIGCONT)
+            again.until(lambda: "they leave" in logs_of(cluster), 90, "a supervisor that leaves")
+            again.until(lambda: {r: again.role(r) for r in ROLES} == alone, 60, "the others' end")
+            record_figure(
+                row, "until those of before had come and gone", time.time() - thawed_s, "s"
+            )
+            time.sleep(BESIDE_S)
+            assert {role: again.role(role) for role in ROLES} == alone, again.story()
+            again.await_rise(COUNTERS, time.time())
+            again.end_well()
+        check_nothing_stale(row, run.run_dir)
+
+
+def logs_of(cluster: RayCluster) -> str:
+    """What its workers' processes, the dead ones included, wrote."""
+    written = (cluster.path / "session_latest" / "logs").glob("worker-*.err")
+    return "\n".join(path.read_text(errors="replace") for path in written)
+
+
 @only_in_full("a minute frozen")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from chaos.support import (
 )
 from rl_cluster.checkpoint import CheckpointStore
 from rl_cluster.control import Control
+from rl_cluster.disk import write_text_atomically
 from rl_cluster.replay.journal_segments import RefusedRecord, list_segments, newest_first
 
 pytestmark = pytest.mark.chaos
@@ -93,14 +94,20 @@ def await_pulses(run: ChaosRun, count_: int) -> None:
 
 
 def check_nothing_torn(run_dir: Path) -> None:
-    """Every checkpoint, record and line is whole, and no temporary file is left."""
+    """Every checkpoint, record and line is whole; what the killed had begun goes with a write."""
     for path in (run_dir / "Catch" / "checkpoints").glob("0*"):
         CheckpointStore.load(path)
     found = list(newest_first(list_segments(run_dir / "Catch" / "replay")))
     assert found and not [each for each in found if isinstance(each, RefusedRecord)]
     for name in ("metrics.jsonl", "incidents.jsonl", "boots.jsonl", "Catch/evaluations.jsonl"):
         lines(run_dir / name)  # raises where one is torn; an incident may have found no room
-    assert not [path for path in run_dir.rglob("*") if ".tmp" in path.name]
+    for directory in {path.parent for path in unfinished(run_dir)}:
+        write_text_atomically(directory / "another", "")
+    assert not unfinished(run_dir)
+
+
+def unfinished(run_dir: Path) -> list[Path]:
+    return [path for path in run_dir.rglob("*") if ".tmp" in path.name]
 
 
 @pytest.mark.timeout(600)
