@@ -211,7 +211,7 @@ def _steer(arguments: argparse.Namespace) -> int:
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    from rl_cluster.cluster.training import stop_run
+    from rl_cluster.cluster.stopping import stop_run
     from rl_cluster.run_directory import RunDirectoryError
 
     try:

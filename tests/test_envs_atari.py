@@ -300,10 +300,10 @@ PUBLISHED_PLAY: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("game", "published", "games_each"),
     [
-        ("Asterix", 210.0, 6),
-        ("Assault", 222.4, 4),
+        pytest.param("Asterix", 210.0, 6, marks=pytest.mark.long),
+        pytest.param("Assault", 222.4, 4, marks=pytest.mark.long),
         ("Breakout", 1.7, 8),
-        ("Frostbite", 65.2, 4),
+        pytest.param("Frostbite", 65.2, 4, marks=pytest.mark.long),
         ("Pong", -20.7, 2),
         ("Qbert", 163.9, 4),
     ],

@@ -50,7 +50,7 @@ def require_exactly_once(task: Task, messages: int) -> None:
 def test_a_reader_killed_between_journal_and_acknowledgement_neither_loses_nor_doubles(
     server: NatsServer, tmp_path: Path
 ) -> None:
-    kills = count(50, 6)
+    kills = count(50, 3)
     with task_of(server, tmp_path) as task:
         task.read_on(dies_at=1)
         with Sender(server, per_s=10) as sender:
@@ -72,7 +72,7 @@ def test_a_reader_killed_between_journal_and_acknowledgement_neither_loses_nor_d
 def test_server_and_replay_killed_under_load_neither_lose_nor_double(
     server: NatsServer, tmp_path: Path
 ) -> None:
-    kills, rng = count(10, 3), random.Random(1)
+    kills, rng = count(10, 2), random.Random(1)
     with task_of(server, tmp_path) as task:
         task.read_on()
         with Sender(server, per_s=20) as sender:

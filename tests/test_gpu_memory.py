@@ -177,7 +177,7 @@ def test_any_other_error_is_raised_as_it_is() -> None:
     free=st.lists(st.integers(0, 200), min_size=1, max_size=30),
     snatched=st.integers(0, 3),
     fallback=st.sampled_from([None, FALLBACK]),
-    wait_s=st.floats(0, 50),
+    wait_s=st.floats(0, 10),
     poll_s=st.floats(0.5, 20),
 )
 @settings(max_examples=40)

@@ -8,9 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from live_run import EXPERIMENTS, LiveRun, command
-
-from rl_cluster.control import Control
+from live_run import EXPERIMENTS, LiveRun
 
 SETTINGS = ("max_seconds=600", "defaults.checkpoint.period_s=3", "defaults.evaluation.period_s=4")
 CATCH = EXPERIMENTS / "catch.yaml"
@@ -57,26 +55,3 @@ def test_a_signal_while_starting_ends_it_cleanly(tmp_path: Path, delay_s: float)
         time.sleep(delay_s)
         assert run.interrupt() == 130, run.log()
         run.check_nothing_left()
-
-
-def test_a_run_is_driven_from_another_process(tmp_path: Path) -> None:
-    with LiveRun(CATCH, tmp_path / "run", *SETTINGS) as run:
-        run.wait_for(lambda s: s["tasks"]["Catch"]["learner_updates"] > 50, 60)
-        second = command("train", CATCH, "--run", run.run_dir, "--resume")
-        keeper = Control(run.run_dir).signed("keeper")
-        assert keeper is not None
-        assert second.returncode == 2 and str(keeper.pid) in second.stderr
-        assert command("pause", run.run_dir, "Catch").returncode == 0
-        paused = run.wait_for(lambda s: s["tasks"]["Catch"]["state"] == "paused", 20)
-        time.sleep(3)
-        still = run.summary()["tasks"]["Catch"]["learner_updates"]
-        assert still <= paused["tasks"]["Catch"]["learner_updates"] + 1
-        assert command("resume", run.run_dir).returncode == 0
-        run.wait_for(lambda s: s["tasks"]["Catch"]["learner_updates"] > still + 50, 20)
-        wrong = command("pause", run.run_dir, "Pong")
-        assert wrong.returncode == 1 and "Catch" in wrong.stderr
-        assert command("stop", run.run_dir).returncode == 0
-        assert run.finish(30) == 130
-        run.check_nothing_left()
-        gone = command("stop", run.run_dir)
-        assert gone.returncode == 1 and "not running" in gone.stderr

@@ -11,21 +11,16 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
-from rl_cluster.cluster import runtime
 from rl_cluster.cluster.keeper import launch
+from rl_cluster.cluster.stopping import HEIR_S, LOOK_S
 from rl_cluster.config import RunConfig
 from rl_cluster.control import Control
 from rl_cluster.preparation import PreparedRun, prepare, with_added
-from rl_cluster.run_directory import RunDirectory, is_in_use, not_running
+from rl_cluster.run_directory import RunDirectory, is_in_use
 from rl_cluster.signals import StopFlag
 from rl_cluster.telemetry.summary import Summary, read_summary
 from rl_cluster.telemetry.tracker_process import wandb_environment
-
-_LOOK_S = 0.3
-_HEIR_S = 20.0
-"""Time for the supervisor to replace a keeper that died."""
 
 
 class RunFailed(RuntimeError):
@@ -97,11 +92,11 @@ def watch(directory: RunDirectory, stop: StopFlag, show: Callable[[Summary], Non
     control, started_s = Control(directory.path), time.time()
     alone_s: float | None = None
     while True:
-        if stop.wait(_LOOK_S):
+        if stop.wait(LOOK_S):
             control.request("stop")
-            time.sleep(_LOOK_S)  # a set flag does not wait
+            time.sleep(LOOK_S)  # a set flag does not wait
         summary = directory.earlier_summary()
-        if summary is not None and summary["updated_at"] >= started_s - _LOOK_S:
+        if summary is not None and summary["updated_at"] >= started_s - LOOK_S:
             show(summary)
         if is_in_use(directory.path):
             alone_s = None
@@ -109,7 +104,7 @@ def watch(directory: RunDirectory, stop: StopFlag, show: Callable[[Summary], Non
             return _last_summary(directory, control)
         elif alone_s is None:
             alone_s = time.monotonic()
-        elif time.monotonic() - alone_s > _HEIR_S:
+        elif time.monotonic() - alone_s > HEIR_S:
             raise RunFailed(f"the processes of the run are gone; see {directory.path}/keeper.log")
 
 
@@ -124,27 +119,3 @@ def _last_summary(directory: RunDirectory, control: Control) -> Summary:
     if ended["state"] == "interrupted" != summary["state"]:  # it tells of the session before
         raise Interrupted
     return summary
-
-
-def stop_run(run_dir: Path) -> None:
-    """Let a run save everything and end; return when it is over; one that is starting, too.
-
-    One whose keeper and supervisor are both gone, or do not get on, is ended as it is.
-
-    Raises:
-      RunDirectoryError: it is not running.
-    """
-    if not is_in_use(run_dir):
-        raise not_running(run_dir)
-    control = Control(run_dir.absolute())
-    control.clear("leave")
-    control.request("stop")
-    deadline_s = time.monotonic() + _HEIR_S
-    while is_in_use(run_dir):
-        time.sleep(_LOOK_S)
-        if time.monotonic() > deadline_s:
-            runtime.end_processes(run_dir.absolute())
-    if control.read("ended") is None:  # whoever keeps runs at the next boot must know
-        control.keep("ended", {"state": "interrupted", "reason": "it was ended as it was"})
-    RunDirectory(run_dir).mark_ended("interrupted")
-    control.clear("stop")

@@ -128,6 +128,7 @@ def test_a_full_disk_stops_neither_training_nor_the_supervisor_and_tears_nothing
         (disk / "ballast").unlink()
         _goes_on_by_itself(run, start_s, updates, full_s)
         run.end_well()
+        assert run.process.returncode == 130, "it was stopped by a command"
         check_nothing_torn(run.run_dir)
 
 

@@ -15,17 +15,18 @@ from typing import Any
 import pytest
 from live_run import ROOT, command, lines
 
-from chaos.counts import FULL, count
+from chaos.counts import only_in_full
 from chaos.figures import record_figure, record_spread
 from chaos.support import CATCH, PERIOD_S, SETTINGS, ChaosRun, chaos_run
 from rl_cluster.control import Control
 from rl_cluster.run_directory import is_in_use
 
 pytestmark = pytest.mark.chaos
-INTERRUPTS = count(100, 2)
+INTERRUPTS = 100
 ROW = "SIGINT and SIGTERM with resume"
 
 
+@only_in_full("two sessions; test_run_interrupts has a signal to each")
 @pytest.mark.timeout(60 + 60 * INTERRUPTS)
 def test_random_signals_with_resume_lose_nothing_saved(tmp_path: Path, rng: random.Random) -> None:
     """Some come while the run is starting, every third is doubled."""
@@ -76,7 +77,7 @@ def check_not_behind(saved: dict[str, Any] | None, run: ChaosRun) -> dict[str, A
 
 
 @pytest.mark.timeout(400)
-def test_a_run_outlives_its_terminal_and_its_driver_and_is_stopped_by_command(
+def test_a_run_outlives_its_terminal_and_its_driver_and_is_driven_by_commands(
     tmp_path: Path,
 ) -> None:
     with chaos_run(tmp_path) as run:
@@ -91,6 +92,7 @@ def test_a_run_outlives_its_terminal_and_its_driver_and_is_stopped_by_command(
         assert status.returncode == 0 and json.loads(status.stdout)["state"] == "running"
         assert not run.incidents(killed_s), "nobody else noticed"
         _check_nobody_else_gets_in(run)
+        _pause_and_resume(run)
         start_s = time.monotonic()
         run.end_well()
         record_figure("driver and terminal lost", "stopped in", time.monotonic() - start_s, "s")
@@ -102,18 +104,30 @@ def test_a_run_outlives_its_terminal_and_its_driver_and_is_stopped_by_command(
         assert again.returncode == 1 and "not running" in again.stderr
 
 
+def _pause_and_resume(run: ChaosRun) -> None:
+    assert command("pause", run.run_dir, "Catch").returncode == 0
+    run.until(lambda: run.summary()["tasks"]["Catch"]["state"] == "paused", 20, "a pause")
+    at_rest = run.updates()
+    time.sleep(3)
+    assert run.updates() <= at_rest + 1
+    wrong = command("pause", run.run_dir, "Pong")
+    assert wrong.returncode == 1 and "Catch" in wrong.stderr
+    assert command("resume", run.run_dir).returncode == 0
+    run.until(lambda: run.updates() > at_rest + 50, 20, "updates again")
+
+
 def _check_nobody_else_gets_in(run: ChaosRun) -> None:
     keeper = Control(run.run_dir).signed("keeper")
     assert keeper is not None
     for second in (
         command("train", CATCH, "--run", run.run_dir, "--resume"),
-        command("train", CATCH, "--run", run.run_dir),
         command("keep", run.run_dir),
     ):
         assert second.returncode == 2 and f"process {keeper.pid}" in second.stderr, second.stderr
 
 
-@pytest.mark.parametrize("round_", range(count(10, 1)))
+@only_in_full("a run for each")
+@pytest.mark.parametrize("round_", range(10))
 def test_of_two_started_at_the_same_moment_one_trains_and_one_is_refused(
     tmp_path: Path, round_: int
 ) -> None:
@@ -132,5 +146,4 @@ def test_of_two_started_at_the_same_moment_one_trains_and_one_is_refused(
         assert is_in_use(run.run_dir)
         run.until(lambda: run.updates() > 50, 120, "training")  # its driver has returned
         run.end_well(PERIOD_S)
-    if FULL:
-        record_figure("started twice", "refused", 1, "of 2")
+    record_figure("started twice", "refused", 1, "of 2")
