@@ -80,11 +80,14 @@ class ReplayConfig(Settings):
     """Experience kept for learning."""
 
     capacity_transitions: PositiveInt = 100_000
-    """Transitions kept; the oldest block goes first."""
+    """Room for so many, in places of a block each; the oldest block goes first. An episode's end
+    takes a row and starts no transition, and a fleet's short piece takes a whole place, so fewer
+    are held: replay_transitions counts them."""
     min_transitions: PositiveInt = 2_000
     """Transitions before learning starts."""
     samples_per_insert: PositiveFloat = 8.0
-    """Transitions learned from for each one collected, held from both sides."""
+    """Transitions drawn for each one collected, held from both sides. Of a sequence all
+    `sac.unroll` count, those that its block does not have included."""
     priority_exponent: Share = 0.6
     """α of proportional prioritization (Schaul et al. 2016); 0 is uniform."""
     importance_exponent: Share = 0.4

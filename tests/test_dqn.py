@@ -237,7 +237,7 @@ def test_an_update_tells_what_it_found_before_it_moved() -> None:
     found = dqn.update(batch, 0)
     torch.testing.assert_close(found.td_errors, wanted.detach())
     assert not found.td_errors.requires_grad
-    assert found.q_mean == pytest.approx(values.mean().item(), rel=1e-5)
+    assert found.q_mean == pytest.approx(taken.mean().item(), rel=1e-5)
 
 
 def test_the_optimizer_has_all_its_memory_from_the_start() -> None:

@@ -44,6 +44,11 @@ def processes(part: str) -> list[psutil.Process]:
     ]
 
 
+def seed_of(rover: psutil.Process) -> str:
+    argv = rover.cmdline()
+    return argv[argv.index("--seed") + 1]
+
+
 def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
@@ -75,10 +80,13 @@ def test_rovers_and_server_that_die_are_started_again(tmp_path: Path) -> None:
     with field_of(tmp_path) as field:
         url, said = field.url, []
         (server,) = processes(str(tmp_path / "nats" / "nats.conf"))
+        seeds = {seed_of(process) for process in processes(url)}
         for process in [server, *processes(url)]:
             process.kill()
         until(lambda: said.extend(field.look()) or field.driving < 2)
         until(lambda: said.extend(field.look()) or field.driving == 2)
         assert field.url == url
+        seeds |= {seed_of(process) for process in processes(url)}
+        assert len(seeds) == 4, "a rover drives again where one drove before"
         kinds = sorted(each.kind for each in said)
         assert kinds == ["rover_restarted", "rover_restarted", "server_restarted"]

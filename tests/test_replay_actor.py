@@ -262,3 +262,11 @@ def test_a_checkpoint_without_priorities_still_loads() -> None:
     found = _replay_state(learner.checkpoint({"replay": counters}))
     assert found is not None and found.counters == counters and len(found.block_ids) == 0
     assert _replay_state(learner.checkpoint({"replay": None}, _replay_tensors(None))) is None
+
+
+def test_the_exploration_is_that_of_all_rollouts_not_of_the_one_that_reported_last() -> None:
+    replay = actor()
+    assert asyncio.run(replay.status()).epsilon_mean is None
+    for epsilon in (0.4, 0.1, 0.4, 0.1, None):  # a reader of streams has none
+        replay._take(Delivery([], [], CollectReport((), epsilon)))
+    assert asyncio.run(replay.status()).epsilon_mean == pytest.approx(0.25)

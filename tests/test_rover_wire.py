@@ -30,7 +30,7 @@ def test_messages_hold_every_step_with_the_result_of_its_action() -> None:
     rover = SimulatedRover("r1", 5, Pilot(5))
     messages = [read(m.payload(0.0)) for m in rover.run(steps) + rover.rest()]
     assert [len(m.rewards) for m in messages] == [64] * (steps // 64) + [steps % 64]
-    world, dones = RoverWorld(1, [5]), 0
+    world, dones, truncated = RoverWorld(1, [5]), 0, 0
     for message in messages:
         for k in range(len(message.rewards)):
             bev, proprio = world.observe()
@@ -39,10 +39,12 @@ def test_messages_hold_every_step_with_the_result_of_its_action() -> None:
             result = world.step(message.actions[k][None])
             assert message.rewards[k] == result.rewards[0]
             assert message.dones[k] == result.dones[0]
+            time_is_up = k in message.metadata.get("truncated_steps", ())
+            assert time_is_up == result.truncated[0]
             np.testing.assert_array_equal(message.actions[k], result.driven[0])
-            dones += int(result.dones[0])
+            dones, truncated = dones + int(result.dones[0]), truncated + time_is_up
             world.reset(result.dones)
-    assert dones >= 1 and rover.steps == steps
+    assert dones >= 1 and truncated >= 1 and rover.steps == steps
 
 
 def test_message_is_the_documents_map_with_its_types() -> None:

@@ -123,7 +123,12 @@ def test_our_small_messages_are_what_the_document_says() -> None:
 
 @pytest.mark.parametrize(
     "metadata",
-    [Metadata(), Metadata("r1"), Metadata("Rover ü:1", 2**63 - 1, 2**31 - 1, -3.5)],
+    [
+        Metadata(),
+        Metadata("r1"),
+        Metadata("Rover ü:1", 2**63 - 1, 2**31 - 1, -3.5),
+        Metadata(truncated_steps=(1,)),
+    ],
 )
 def test_what_we_encode_we_read_back(metadata: Metadata) -> None:
     experience = experience_of([False, True, False], [True, True, False], metadata)
@@ -259,6 +264,9 @@ def zstd(array: np.ndarray) -> bytes:
         ({"metadata": {"policy_version": -2}}, "policy_version is -2"),
         ({"metadata": {"sent_at": float("nan")}}, "sent_at is nan"),
         ({"metadata": {"sent_at": "today"}}, "sent_at is or holds a bytes"),
+        ({"metadata": {"truncated_steps": True}}, "truncated_steps is True, no list"),
+        ({"metadata": {"truncated_steps": [3]}}, "truncated_steps is 3, no whole number in 0 to 2"),
+        ({"metadata": {"truncated_steps": [0]}}, "truncated_steps has 0, which is not done"),
     ],
 )
 def test_what_is_no_message_is_refused_with_its_reason(

@@ -13,7 +13,7 @@ from stream_messages import experience_of
 
 from rl_cluster.replay.block import Block
 from rl_cluster.replay.journal_format import decode, encode
-from rl_cluster.streams.codec import Experience
+from rl_cluster.streams.codec import Experience, Metadata
 from rl_cluster.streams.cutting import BEV_NUMBERS, ROW, cut
 
 LENGTH = 4
@@ -41,6 +41,8 @@ def naive_transitions(experience: Experience) -> list[Step]:
     found = []
     for t in range(experience.steps):
         last, ends = t == experience.steps - 1, bool(experience.dones[t])
+        if t in experience.metadata.truncated_steps:
+            continue
         if experience.is_eval[t] or (not ends and (last or experience.is_eval[t + 1])):
             continue
         then = None if ends else observation(experience, t + 1).tobytes()
@@ -77,7 +79,9 @@ def messages(draw: st.DrawFn) -> Experience:
     dones = draw(st.lists(st.sampled_from([False] * 4 + [True]), min_size=1, max_size=14))
     switches = draw(st.sets(st.integers(0, len(dones) - 1), max_size=3))
     is_eval = np.cumsum([t in switches for t in range(len(dones))]) % 2 == 1
-    return experience_of(dones, is_eval, seed=draw(st.integers(0, 99)))
+    timed_out = tuple(t for t, done in enumerate(dones) if done and draw(st.booleans()))
+    metadata = Metadata(truncated_steps=timed_out)
+    return experience_of(dones, is_eval, metadata, seed=draw(st.integers(0, 99)))
 
 
 @given(messages(), st.integers(1, 9))
@@ -172,6 +176,12 @@ def test_steps_whose_result_is_not_known_give_no_block(
 def test_a_lone_step_that_ends_its_episode_is_learned_from() -> None:
     (block,) = cut_up(experience_of([True]))
     assert (block.core, block.terminated.tolist()) == (1, [False, True])
+
+
+def test_nothing_is_learned_from_the_step_at_which_time_was_up() -> None:
+    """Its next observation was not sent, and the state behind it is worth something."""
+    (block,) = cut_up(experience_of([False, False, True], metadata=Metadata(truncated_steps=(2,))))
+    assert (block.core, block.terminated.tolist()) == (2, [False, False, False])
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -60,6 +60,7 @@ class _Author:
             message_id=f"{self._rover_id}.{self._start}.{sequence}",
             steps=len(steps.rewards),
             body=encode_steps(steps),
+            truncated_steps=tuple(np.flatnonzero(steps.truncated).tolist()),
         )
 
 
@@ -92,9 +93,9 @@ class SimulatedRover:
         bev, proprio = self._world.observe()
         action = self._pilot.act(bev[0], proprio[0])
         result = self._world.step(action[None])
-        done = bool(result.dones[0])
+        done, truncated = bool(result.dones[0]), bool(result.truncated[0])
         driven, reward = result.driven[0], float(result.rewards[0])
-        self._batch.add(bev[0], proprio[0], driven, reward, done, self._pilot.is_eval)
+        self._batch.add(bev[0], proprio[0], driven, reward, done, self._pilot.is_eval, truncated)
         self.steps += 1
         if done:
             self._world.reset(result.dones)
@@ -120,9 +121,10 @@ class _Batch:
         self._rewards = np.zeros(BATCH_STEPS, np.float32)
         self._dones = np.zeros(BATCH_STEPS, bool)
         self._is_eval = np.zeros(BATCH_STEPS, bool)
+        self._truncated = np.zeros(BATCH_STEPS, bool)
 
     def add(self, *step: object) -> None:
-        """bev, proprio, action, reward, done, is_eval."""
+        """bev, proprio, action, reward, done, is_eval, truncated."""
         for column, value in zip(self._columns(), step, strict=True):
             column[self.count] = value
         self.count += 1
@@ -130,8 +132,7 @@ class _Batch:
     def take(self) -> Steps:
         n, self.count = self.count, 0
         bev, proprio, *rest = (column[:n] for column in self._columns())
-        actions, rewards, dones, is_eval = rest
-        return Steps(compress(bev), proprio, actions, rewards, dones, is_eval)
+        return Steps(compress(bev), proprio, *rest)
 
     def _columns(self) -> tuple[np.ndarray, ...]:
         return (
@@ -141,6 +142,7 @@ class _Batch:
             self._rewards,
             self._dones,
             self._is_eval,
+            self._truncated,
         )
 
 
@@ -177,6 +179,7 @@ class SyntheticRover:
             rewards=self._rng.uniform(-1, 1, BATCH_STEPS).astype(np.float32),
             dones=numbers % _SYNTHETIC_EPISODE_STEPS == 0,
             is_eval=np.zeros(BATCH_STEPS, bool),
+            truncated=np.zeros(BATCH_STEPS, bool),
         )
         return self._author.write(steps, NO_POLICY)
 

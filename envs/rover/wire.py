@@ -43,6 +43,7 @@ class Steps:
         actions: (n, 2) float32, as driven.
         rewards: (n,) float32, dones: (n,) bool; the results of the actions.
         is_eval: (n,) bool.
+        truncated: (n,) bool; done because the time was up.
     """
 
     bev: bytes
@@ -51,6 +52,7 @@ class Steps:
     rewards: NDArray[np.float32]
     dones: NDArray[np.bool_]
     is_eval: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Message:
         message_id: unique over all rovers and their restarts; the same at each sending.
         steps: how many steps it holds.
         body: the encoded steps; see `encode_steps`.
+        truncated_steps: those that were done because the time was up; go into its metadata.
     """
 
     rover_id: str
@@ -70,15 +73,18 @@ class Message:
     message_id: str
     steps: int
     body: bytes
+    truncated_steps: tuple[int, ...] = ()
 
     def payload(self, sent_at_s: float) -> bytes:
         """The message as it is sent at `sent_at_s`, unix seconds."""
-        metadata = {
+        metadata: dict[str, object] = {
             "rover_id": self.rover_id,
             "sequence": self.sequence,
             "policy_version": self.policy_version,
             "sent_at": sent_at_s,
         }
+        if self.truncated_steps:
+            metadata["truncated_steps"] = list(self.truncated_steps)
         return b"".join([self.body, _pack("metadata"), _pack(metadata)])
 
 

@@ -63,6 +63,7 @@ def recorded(kind: str, count: int) -> Iterable[Message]:
             rng.uniform(-1, 1, BATCH_STEPS).astype(np.float32),
             dones=never,
             is_eval=never,
+            truncated=never,
         )
         name = f"recorded.{kind}.{sequence}"
         body = encode_steps(steps)

@@ -193,7 +193,8 @@ class DQN:
         loss = losses.weighted_loss(errors, part.weights, self.settings.huber_delta) * share
         gradients = torch.autograd.grad(loss, list(self.online.network.parameters()))
         keep(list(own.values()), list(gradients))
-        return errors.detach(), loss.detach(), q_tm1.detach().mean() * share
+        taken = q_tm1.detach().gather(1, part.a_tm1[:, None])
+        return errors.detach(), loss.detach(), taken.mean() * share
 
     @torch.no_grad()
     def _targets(self, batch: Transitions) -> Tensor:

@@ -43,6 +43,7 @@ from rl_cluster.replay.rate_limiter import RateLimiter
 from rl_cluster.supervision.health import Health
 
 RETURNS_KEPT = 20
+_RUNGS = 64  # reports, of all rungs of the ladder of exploration
 _RECENT = 4_096  # rows behind the percentiles
 PREFETCHED_BATCHES = 8
 _LONG_POLL_S = 1.0
@@ -98,10 +99,9 @@ class ReplayActor:
         self._collectors: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, tuple[int, str]] = {}
         self._returns = deque[float](maxlen=RETURNS_KEPT)
-        self._lengths = deque[int](maxlen=RETURNS_KEPT)
+        self._lengths, self._epsilons = deque[int](maxlen=RETURNS_KEPT), deque[float](maxlen=_RUNGS)
         self._lags, self._ages = deque[int](maxlen=_RECENT), deque[int](maxlen=_RECENT)
         self._version, self._updates, self._in_flight = 0, 0, 0
-        self._epsilon: float | None = None
         self._held_back_s, self._status_s = 0.0, time.monotonic()
 
     def _new_limiter(self) -> RateLimiter:
@@ -219,7 +219,7 @@ class ReplayActor:
             policy_lag=percentiles(np.array(self._lags)),
             replay_age=percentiles(np.array(self._ages)),
             importance_exponent=self._importance_exponent,
-            epsilon_mean=self._epsilon,
+            epsilon_mean=float(np.mean(self._epsilons)) if self._epsilons else None,
             returns=tuple(self._returns),
             episode_length_mean=float(lengths.mean()) if len(lengths) else None,
             episodes=self._episodes,
@@ -317,11 +317,11 @@ class ReplayActor:
                 self._insert(info, ref)
         self._vitals.progress()
         self._inserted.set()
-        returns = [game.true_return for game in report.games]
-        self._returns.extend(filter(math.isfinite, returns))  # JSON knows no other
+        self._returns.extend(g.true_return for g in report.games if math.isfinite(g.true_return))
         self._lengths.extend(game.env_steps for game in report.games)
         self._episodes += len(report.games)
-        self._epsilon = report.epsilon_mean
+        if report.epsilon_mean is not None:
+            self._epsilons.append(report.epsilon_mean)
 
     def _holds(self, message: str) -> bool:
         """Whether a block came before; it may lie in the journal only, or have left already."""

@@ -352,7 +352,7 @@ class TaskGroup:
             plan.task,
             self.config,
             str(plan.run_dir),
-            plan.seed,
+            self._seed(worker),
             fence.epoch,
             max_concurrency=2,
             placement=at_home(),

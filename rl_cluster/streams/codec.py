@@ -21,6 +21,7 @@ from rl_cluster.streams.packed import (
     dtype_of,
     finite_of,
     integer_of,
+    integers_of,
     map_of,
     numbers_of,
     packed_array,
@@ -73,6 +74,9 @@ class Metadata:
     """-1: none yet."""
     sent_at_s: float | None = None
     """Unix seconds by the rover's clock."""
+    truncated_steps: tuple[int, ...] = ()
+    """Which of the done steps ended by a limit of time: what comes after them is worth something
+    (Pardo et al. 2018). Without it every done is an end."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +147,15 @@ def decode_experience(payload: bytes, limits: DecodeLimits) -> Experience:
     def numbers(name: str, tail: tuple[int, ...], bound: float) -> np.ndarray:
         return _bounded(numbers_of(_field(fields, name), name), name, (steps, *tail), bound)
 
+    dones = _flags(numbers("dones", (), 1), "dones")
     return Experience(
         bev,
         numbers("proprio", (PROPRIO,), _MAX_FLOAT16),
         numbers("actions", (ACTIONS,), _COMMAND_BOUND).clip(-1, 1),
         numbers("rewards", (), _COMMAND_BOUND).clip(-1, 1),
-        _flags(numbers("dones", (), 1), "dones"),
+        dones,
         _flags(numbers("is_eval", (), 1), "is_eval"),
-        Metadata() if metadata is None else _metadata(map_of(metadata, "metadata")),
+        Metadata() if metadata is None else _metadata(map_of(metadata, "metadata"), dones),
     )
 
 
@@ -162,6 +167,7 @@ def encode_experience(experience: Experience) -> bytes:
         "sequence": metadata.sequence,
         "policy_version": metadata.policy_version,
         "sent_at": metadata.sent_at_s,
+        "truncated_steps": list(metadata.truncated_steps) or None,
     }
     fields: dict[str, Any] = {
         "bev": {
@@ -290,7 +296,7 @@ def _flags(numbers: np.ndarray, name: str) -> np.ndarray:
     return flags
 
 
-def _metadata(fields: Fields) -> Metadata:
+def _metadata(fields: Fields, dones: np.ndarray) -> Metadata:
     """What is known of it; keys of others are theirs."""
 
     def known(name: str) -> object:
@@ -303,4 +309,15 @@ def _metadata(fields: Fields) -> Metadata:
         None if sequence is None else integer_of(sequence, "sequence", 0, _MAX_INT64),
         None if version is None else integer_of(version, "policy_version", -1, _MAX_INT32),
         None if sent_at is None else finite_of(sent_at, "sent_at", _MAX_TIME_S),
+        _truncated(known("truncated_steps"), dones),
     )
+
+
+def _truncated(value: object, dones: np.ndarray) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    steps = integers_of(value, "truncated_steps", 0, len(dones) - 1)
+    for step in steps:
+        if not dones[step]:
+            raise MalformedMessage(f"truncated_steps has {step}, which is not done")
+    return steps

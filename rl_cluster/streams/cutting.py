@@ -1,14 +1,15 @@
 """One message of steps becomes blocks: rows of what arrived with each observation.
 
-Invariant: every training step whose result is known (a reward and the next observation, or the
-episode's end) is the start of exactly one transition of one block, and no transition joins two
-messages, two episodes, or steps around an evaluation.
+Invariant: every training step whose result is known (a reward and the next observation, or an end
+behind which nothing is worth anything) is the start of exactly one transition of one block, and no
+transition joins two messages, two episodes, or steps around an evaluation.
 
 A message has (s_t, a_t, r_t, done_t) with r_t and done_t the results of a_t; a block has rewards
 one row later. A segment (training steps of one episode, m of them) has the rows of its m
 observations and, where it ends an episode, one more: the end. Its observation is unknown and stands
 for nothing, since nothing is worth anything behind an end; it repeats the last one. Where the
-message ends within an episode, the last step's next observation is not known: no transition.
+message ends within an episode, or a limit of time ends it, the last step's next observation is not
+known: no transition.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ class _Segment:
 
     start: int
     end: int
-    done: bool
-    """The last of them ended the episode."""
+    terminated: bool
+    """The last of them ended the episode, and not because its time was up."""
     starts_episode: bool
     """The step before the first ended one."""
 
     @property
     def transitions(self) -> int:
-        return self.end - self.start - (not self.done)
+        return self.end - self.start - (not self.terminated)
 
 
 def cut(
@@ -89,10 +90,12 @@ def _segments(experience: Experience) -> Iterator[_Segment]:
     dones, is_eval = experience.dones, experience.is_eval
     splits = np.flatnonzero(dones[:-1] | (is_eval[1:] != is_eval[:-1])) + 1
     bounds = [0, *splits.tolist(), experience.steps]
+    terminal = dones.copy()
+    terminal[list(experience.metadata.truncated_steps)] = False
     for start, end in zip(bounds[:-1], bounds[1:], strict=True):
         if not is_eval[start]:
             known_start = start > 0 and bool(dones[start - 1])
-            yield _Segment(start, end, bool(dones[end - 1]), known_start)
+            yield _Segment(start, end, bool(terminal[end - 1]), known_start)
 
 
 def _rows(experience: Experience, segment: _Segment, low: int, high: int) -> dict[str, np.ndarray]:

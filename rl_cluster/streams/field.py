@@ -1,7 +1,8 @@
 """A field on one machine: a server of one's own and simulated rovers, as processes of their own.
 
-Invariant: what dies is started again, at the same address, so that rovers from elsewhere find it;
-nothing of it outlives `close`, and what outlives a field that was killed is ended by the next one.
+Invariant: what dies is started again, at the same address, so that rovers from elsewhere find it,
+and in rooms that nobody drove before; nothing of it outlives `close`, and what outlives a field
+that was killed is ended by the next one.
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from rl_cluster.streams.server import EmbeddedServer, end_orphans
 from rl_cluster.streams.source import StreamNotice
 
 _BACKOFF_S, _LONGEST_BACKOFF_S = 1.0, 30.0
 _CLOSE_S = 5.0
+_SEEDS = 1 << 30
 
 
 @dataclass
 class _Rover:
     name: str
+    number: int
     command: tuple[str, ...]
+    """Without its seed, which each start has anew."""
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     due_s: float = field(default=0.0)
@@ -35,7 +41,7 @@ class Field:
       store: directory of the server's streams; kept over restarts.
       port: that the server listens at on loopback; 0: any.
       simulator: module of a rover's program.
-      rovers: how many. hz: steps a second of each; 0: as fast as it can. seed: of the first.
+      rovers: how many. hz: steps a second of each; 0: as fast as it can. seed: of its rooms.
       log: what rovers print is appended there.
       clock: monotonic seconds.
     """
@@ -53,12 +59,13 @@ class Field:
     ) -> None:
         self._server = EmbeddedServer(store, port)
         self._server.start()
-        self._log, self._clock = log, clock
+        self._log, self._clock, self._seed = log, clock, seed
         self._rovers = [
             _Rover(
                 f"sim-{i}",
+                i,
                 (sys.executable, "-m", simulator, "--url", self.url, "--rover-id", f"sim-{i}")
-                + ("--seed", str(seed + i), "--hz", f"{hz:g}"),
+                + ("--hz", f"{hz:g}"),
             )
             for i in range(rovers)
         ]
@@ -113,8 +120,13 @@ class Field:
         return StreamNotice("rover_restarted", cause, f"started again in {wait_s:g} s")
 
     def _start(self, rover: _Rover) -> None:
+        life = np.random.SeedSequence([self._seed, rover.number, rover.starts])
+        seed = int(life.generate_state(1)[0]) % _SEEDS
         with self._log.open("ab") as log:
             rover.process = subprocess.Popen(
-                rover.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*rover.command, "--seed", str(seed)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         rover.starts += 1

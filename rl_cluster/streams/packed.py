@@ -127,6 +127,17 @@ def integer_of(value: object, name: str, low: int, high: int) -> int:
     return number
 
 
+def integers_of(value: object, name: str, low: int, high: int) -> tuple[int, ...]:
+    """A list of whole numbers from `low` to `high`, both included.
+
+    Raises:
+      MalformedMessage: it is none.
+    """
+    if not isinstance(value, list):
+        raise MalformedMessage(f"{name} is {_shown(value)}, no list of whole numbers")
+    return tuple(integer_of(number, name, low, high) for number in value)
+
+
 def finite_of(value: object, name: str, bound: float) -> float:
     """A number in ±`bound`.
 

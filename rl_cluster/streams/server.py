@@ -143,9 +143,9 @@ def _read_port(path: Path) -> int:
 
 
 def end_orphans(command: list[str]) -> None:
-    """Kill what an owner that was killed left behind: processes of the very same command line."""
+    """Kill what an owner that was killed left behind: processes whose command line begins so."""
     for process in psutil.process_iter(["cmdline"]):
-        if process.info["cmdline"] == command:
+        if (process.info["cmdline"] or [])[: len(command)] == command:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
                 process.wait(_STOP_TIMEOUT_S)

@@ -153,18 +153,20 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "samples_per_insert_actual", "samples/insert", "gauge", "task", "replay",
-            "Samples drawn for each transition inserted since learning began.",
+            "Samples drawn for each transition inserted since learning began; of a sequence, all "
+            "steps to train, those that its block does not have included.",
             "Within 5 % of the wanted value once learning has begun. Otherwise one side is stuck. "
             "A fleet may lie below: rovers are never held back.",
         ),
         Metric(
             "replay_transitions", "transitions", "gauge", "task", "replay",
             "Transitions that can be sampled now.",
-            "Grows to the capacity and stays there.",
+            "Grows towards the capacity: ends of episodes take rows, and short blocks take whole "
+            "places.",
         ),
         Metric(
             "replay_fill", "share, 0 to 1", "gauge", "task", "replay",
-            "replay_transitions divided by the capacity.",
+            "Share of the places for blocks that hold one.",
             "1 when full; from then on the oldest block leaves as a new one arrives.",
         ),
         Metric(
@@ -253,7 +255,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "epsilon_mean", "share, 0 to 1", "gauge", "task", "learning",
-            "Mean share of random actions over the task's environments.",
+            "Mean share of random actions over the task's environments, of the last 64 reports.",
             "Falls from 1 to the mean of the ladder (Horgan et al. 2018).",
         ),
         Metric(
