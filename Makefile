@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-debian run run-rover test test-shared test-all wheel lint format bench bench-quick chaos notebooks
+.PHONY: help install install-debian run run-rover test test-all wheel lint format bench bench-quick chaos notebooks
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 13
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		test -n "$(PYTHON)" || { echo "no Python >= 3.11 found; name one: make install PYTHON=..." >&2; exit 1; }; \
 		$(PYTHON) -m venv --clear $(VENV); }
-	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 # Beside the tests' Python, so that nothing of the system changes.
@@ -41,12 +41,9 @@ LIVE := $(wildcard tests/test_run_*.py) tests/chaos
 
 TESTS := $(BIN)/python -m pytest --durations=15 -m
 
-test: install-debian  ## lint, types and tests: about twenty minutes on two cores
-	+$(MAKE) --jobs=2 lint test-shared
-	$(TESTS) "not long" $(LIVE)
-
-test-shared: install
+test: lint install-debian  ## lint, types and tests: about twenty minutes on two cores
 	$(TESTS) "not long" -n 2 --dist loadfile $(addprefix --ignore=,$(LIVE))
+	$(TESTS) "not long" $(LIVE)
 
 test-all: test  ## then the long tests, too: every page, every notebook, two hosts (an hour)
 	$(TESTS) long -n 2 --dist loadfile $(addprefix --ignore=,$(LIVE))
