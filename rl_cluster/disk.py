@@ -19,8 +19,13 @@ _UNFINISHED = ".rl-cluster.tmp"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when the block ends, and never if it raises.
+
+    Args:
+      path: the file.
+      durable: on disk before it takes its place; else a power failure may leave it torn, as is
+        enough for what is only looked at.
 
     Raises:
       OSError: the disk is full or gone; what stood at `path` before stays.
@@ -32,7 +37,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
             beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -52,16 +58,17 @@ def _create_locked(path: Path) -> BinaryIO:
     while True:
         name = f".{path.name}.{secrets.token_hex(4)}{_UNFINISHED}"
         file = path.with_name(name).open("xb")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # taken for abandoned before it was locked
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+        file.close()  # it is taken for abandoned, since it was not locked yet
 
 
 def _remove_abandoned(directory: Path) -> None:
     """Remove files whose writers have died: nobody holds their lock, which is let go by death."""
     for path in directory.glob(f".*{_UNFINISHED}"):
-        with contextlib.suppress(OSError), path.open("rb") as file:  # being written, or gone by now
+        with contextlib.suppress(OSError), path.open("r+b") as file:  # being written, or gone
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
 

@@ -100,7 +100,7 @@ def save_view(task_dir: Path, rover: str, row: np.ndarray) -> None:
       row: (ROW,) of a block.
     """
     picture = Image.fromarray(view_pixels(row)).resize((256, 256), Image.Resampling.NEAREST)
-    with replacing(directory(task_dir) / f"{file_name(rover)}.png") as file:
+    with replacing(directory(task_dir) / f"{file_name(rover)}.png", durable=False) as file:
         picture.save(file, "PNG")
 
 

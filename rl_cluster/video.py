@@ -54,7 +54,7 @@ class VideoRecorder:
         path = Path(path)
         images = [_to_image(frame) for frame in self._frames]
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
+        with replacing(path, durable=False) as file:
             images[0].save(
                 file,
                 format="GIF",

@@ -149,7 +149,7 @@ def test_a_metric_that_cannot_be_drawn_is_refused(run: RecordedRun) -> None:
         run.curves("object_store_bytes")
 
 
-def test_a_live_chart_changes_with_the_file_and_rests_with_the_run(
+def test_a_live_chart_of_a_run_that_is_over_is_drawn_and_rests(
     run: RecordedRun, run_dir: Path
 ) -> None:
     chart = run.curves("loss").live(period_s=0.01)

@@ -14,6 +14,7 @@ import torch
 from learning_samples import agent
 
 from rl_cluster.checkpoint import CheckpointStore
+from rl_cluster.cluster import replay_actor
 from rl_cluster.cluster.messages import ReplayState, SampleReply, SampleRequest
 from rl_cluster.cluster.parcels import Delivery
 from rl_cluster.cluster.replay_actor import ReplayActor
@@ -54,7 +55,11 @@ def request(known_arrival: int = -1, batches: int = 1) -> SampleRequest:
     return SampleRequest(known_arrival, 0, 0, batches, ())
 
 
-def test_a_call_waits_for_the_samples_that_the_ratio_owes() -> None:
+def test_a_call_waits_for_the_samples_that_the_ratio_owes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replay_actor, "_LONG_POLL_S", 3600.0)  # only the insert can end the wait
+
     async def scenario() -> SampleReply:
         replay = actor()
         insert(replay, 1)

@@ -86,6 +86,15 @@ def test_recorded_small_messages_are_read() -> None:
     assert decode_status(recorded("status")) == ServerStatus("training", 12, 9000, 123456)
 
 
+@pytest.mark.parametrize("dtype", ["<i8", "<i4", "|u1"])
+def test_truncated_steps_may_be_a_packed_array_as_numpy_finds_them(dtype: str) -> None:
+    found = np.flatnonzero([False, True, False]).astype(dtype)
+    message = decode_experience(packed(metadata={"truncated_steps": nd(found)}), LIMITS)
+    assert message.metadata == Metadata(truncated_steps=(1,))
+    none = decode_experience(packed(metadata={"truncated_steps": nd(found[:0])}), LIMITS)
+    assert none.metadata == Metadata()
+
+
 # Our messages, read by the document alone ----------------------------------------------------
 
 

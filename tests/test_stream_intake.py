@@ -144,14 +144,14 @@ def test_a_reader_that_ends_leaves_what_is_not_stored_to_the_next_under_the_same
 
 def test_what_waits_is_kept_alive_and_what_nobody_stores_comes_again(server: NatsServer) -> None:
     async def read() -> None:
-        async with opened(server, ack_wait_s=2.0, store_patience_s=2.5) as intake:
+        async with opened(server, ack_wait_s=2.0, store_patience_s=6.0) as intake:
             await publish(server, message(0))
             async with asyncio.timeout(20):
                 while not intake.status().ready_blocks:
                     await asyncio.sleep(0.01)
             await asyncio.sleep(3.0)
             await collected(intake, 1)
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(4.0)
             assert intake.status().source.redelivered == 0
             (again,) = await collected(intake, 1)
             assert again.message == names(0)[0] and intake.status().given_up == 1

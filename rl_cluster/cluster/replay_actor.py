@@ -43,7 +43,7 @@ from rl_cluster.replay.rate_limiter import RateLimiter
 from rl_cluster.supervision.health import Health
 
 RETURNS_KEPT = 20
-_RUNGS = 64  # reports, of all rungs of the ladder of exploration
+_RUNGS = 16  # reports, of all rungs of the ladder of exploration
 _RECENT = 4_096  # rows behind the percentiles
 PREFETCHED_BATCHES = 8
 _LONG_POLL_S = 1.0

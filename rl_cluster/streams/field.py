@@ -28,7 +28,7 @@ class _Rover:
     name: str
     number: int
     command: tuple[str, ...]
-    """Without its seed, which each start has anew."""
+    """Without its pace, and its seed, which each start has anew."""
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     due_s: float = field(default=0.0)
@@ -59,13 +59,12 @@ class Field:
     ) -> None:
         self._server = EmbeddedServer(store, port)
         self._server.start()
-        self._log, self._clock, self._seed = log, clock, seed
+        self._log, self._clock, self._seed, self._hz = log, clock, seed, hz
         self._rovers = [
             _Rover(
                 f"sim-{i}",
                 i,
-                (sys.executable, "-m", simulator, "--url", self.url, "--rover-id", f"sim-{i}")
-                + ("--hz", f"{hz:g}"),
+                (sys.executable, "-m", simulator, "--url", self.url, "--rover-id", f"sim-{i}"),
             )
             for i in range(rovers)
         ]
@@ -124,7 +123,7 @@ class Field:
         seed = int(life.generate_state(1)[0]) % _SEEDS
         with self._log.open("ab") as log:
             rover.process = subprocess.Popen(
-                [*rover.command, "--seed", str(seed)],
+                [*rover.command, "--hz", f"{self._hz:g}", "--seed", str(seed)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

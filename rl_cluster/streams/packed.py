@@ -128,14 +128,15 @@ def integer_of(value: object, name: str, low: int, high: int) -> int:
 
 
 def integers_of(value: object, name: str, low: int, high: int) -> tuple[int, ...]:
-    """A list of whole numbers from `low` to `high`, both included.
+    """A list, or a packed array, of whole numbers from `low` to `high`, both included.
 
     Raises:
       MalformedMessage: it is none.
     """
-    if not isinstance(value, list):
+    numbers: object = numbers_of(value, name).tolist() if _is_array(value) else value
+    if not isinstance(numbers, list):
         raise MalformedMessage(f"{name} is {_shown(value)}, no list of whole numbers")
-    return tuple(integer_of(number, name, low, high) for number in value)
+    return tuple(integer_of(number, name, low, high) for number in numbers)
 
 
 def finite_of(value: object, name: str, bound: float) -> float:

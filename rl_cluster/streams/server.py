@@ -146,7 +146,7 @@ def end_orphans(command: list[str]) -> None:
     """Kill what an owner that was killed left behind: processes whose command line begins so."""
     for process in psutil.process_iter(["cmdline"]):
         if (process.info["cmdline"] or [])[: len(command)] == command:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 process.kill()
                 process.wait(_STOP_TIMEOUT_S)
 

@@ -255,7 +255,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "epsilon_mean", "share, 0 to 1", "gauge", "task", "learning",
-            "Mean share of random actions over the task's environments, of the last 64 reports.",
+            "Mean share of random actions over the task's environments, of the last 16 reports.",
             "Falls from 1 to the mean of the ladder (Horgan et al. 2018).",
         ),
         Metric(
