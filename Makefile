@@ -41,7 +41,7 @@ LIVE := $(wildcard tests/test_run_*.py) tests/chaos
 
 TESTS := $(BIN)/python -m pytest --durations=15 -m
 
-test: lint install-debian  ## lint, types and tests: 20 to 25 minutes on two cores
+test: lint install-debian  ## lint, types and tests: about twenty minutes on two cores
 	$(TESTS) "not long" -n 2 --dist loadfile $(addprefix --ignore=,$(LIVE))
 	$(TESTS) "not long" $(LIVE)
 
