@@ -24,8 +24,8 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
     Args:
       path: the file.
-      durable: on disk before it takes its place; else a power failure may leave it torn, as is
-        enough for what is only looked at.
+      durable: on disk before it takes its place. Else a power failure may leave it torn, which
+        pictures bear: the next one replaces it.
 
     Raises:
       OSError: the disk is full or gone; what stood at `path` before stays.

@@ -98,7 +98,7 @@ class ReplayActor:
         self._inserted, self._sampling = asyncio.Event(), asyncio.Lock()
         self._collectors: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, tuple[int, str]] = {}
-        self._returns = deque[float](maxlen=RETURNS_KEPT)
+        self._returns = deque[float](maxlen=RETURNS_KEPT)  # finite ones: JSON knows no other
         self._lengths, self._epsilons = deque[int](maxlen=RETURNS_KEPT), deque[float](maxlen=_RUNGS)
         self._lags, self._ages = deque[int](maxlen=_RECENT), deque[int](maxlen=_RECENT)
         self._version, self._updates, self._in_flight = 0, 0, 0

@@ -26,7 +26,7 @@ INTERRUPTS = 100
 ROW = "SIGINT and SIGTERM with resume"
 
 
-@only_in_full("two sessions; test_run_interrupts has a signal to each")
+@only_in_full("a session for each; test_run_interrupts has some")
 @pytest.mark.timeout(60 + 60 * INTERRUPTS)
 def test_random_signals_with_resume_lose_nothing_saved(tmp_path: Path, rng: random.Random) -> None:
     """Some come while the run is starting, every third is doubled."""
